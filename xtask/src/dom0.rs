@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The lab's Linux: a dom0 with the stock toolstack, and the initramfs of a probing Linux guest.
+//!
+//! Both are initramfs images made of unpacked Debian packages and a script. Files that every lab of
+//! a base shares are one archive, built once; what changes with our sources (`tdf`, the guest
+//! kernel, scenarios) is a second one behind it. Linux unpacks them as one.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufWriter, Cursor, Read};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, anyhow, bail};
+use cpio::newc;
+
+use crate::apt::{Apt, Base};
+use crate::exec::{Cmd, Step};
+use crate::paths;
+use crate::stamp::{Inputs, Stamp};
+
+/// Programs of the toolstack that dom0 runs, from the versioned folder of `xen-utils`.
+const XEN_PROGRAMS: &[&str] = &["xl", "xenstored", "xenconsoled", "xen-init-dom0"];
+
+/// Kernel modules that dom0 and the Linux guest load, in this order.
+const MODULES: &[&str] = &["xen-evtchn", "xen-privcmd", "xenfs", "xen-gntdev", "xen-gntalloc"];
+
+const DOM0_INIT: &str = include_str!("dom0-init.sh");
+/// A test of `tdf` as a user types it, run by dom0 instead of a scenario.
+pub const COMMANDS: &str = "commands.sh";
+const COMMANDS_TEXT: &str = include_str!("commands.sh");
+const PROBE_INIT: &str = include_str!("probe-init.sh");
+
+/// Where `tdf run` looks for kernels and scenarios.
+const ASSETS: &str = "usr/share/xen-tdf";
+
+/// The parts of a base from which labs are made.
+pub struct Linux {
+    /// Debian's kernel, as packaged.
+    pub vmlinuz: PathBuf,
+    /// Its version.
+    pub version: String,
+    /// The archive that every dom0 of this base begins with.
+    base: PathBuf,
+    /// Files of the Linux guest's initramfs that do not depend on our sources.
+    guest: Vec<(String, Entry)>,
+}
+
+/// What the archive holds at one path.
+#[derive(Clone)]
+enum Entry {
+    File { mode: u32, content: Vec<u8> },
+    Link { to: String },
+}
+
+impl Entry {
+    fn program(content: Vec<u8>) -> Self {
+        Self::File { mode: 0o755, content }
+    }
+
+    fn read(path: &Path) -> Result<Self> {
+        let fail = || format!("cannot read {}", path.display());
+        let meta = fs::symlink_metadata(path).with_context(fail)?;
+        if meta.is_symlink() {
+            let to = fs::read_link(path).with_context(fail)?;
+            return Ok(Self::Link { to: to.to_string_lossy().into_owned() });
+        }
+        let content = fs::read(path).with_context(fail)?;
+        Ok(Self::File { mode: meta.permissions().mode() & 0o777, content })
+    }
+}
+
+/// An initramfs in the making. Times, owners and inode numbers are constants: the same files give
+/// the same archive.
+#[derive(Default)]
+struct Archive(BTreeMap<String, Entry>);
+
+impl Archive {
+    fn add(&mut self, path: impl Into<String>, entry: Entry) {
+        self.0.insert(path.into(), entry);
+    }
+
+    fn write(&self, file: &Path) -> Result<()> {
+        let fail = || format!("cannot write {}", file.display());
+        let part = file.with_extension("part");
+        let mut out = BufWriter::new(File::create(&part).with_context(fail)?);
+        let mut folders = std::collections::BTreeSet::new();
+        let mut inode = 1;
+        for (path, entry) in &self.0 {
+            for (at, _) in path.match_indices('/') {
+                if folders.insert(&path[..at]) {
+                    inode += 1;
+                    let folder = newc::Builder::new(&path[..at]).ino(inode).mode(0o040_755);
+                    folder.write(&mut out, 0).finish().with_context(fail)?;
+                }
+            }
+            inode += 1;
+            let (mode, content) = match entry {
+                Entry::File { mode, content } => (0o100_000 | mode, content.as_slice()),
+                Entry::Link { to } => (0o120_777, to.as_bytes()),
+            };
+            let size = u32::try_from(content.len())?;
+            let mut one =
+                newc::Builder::new(path).ino(inode).nlink(1).mode(mode).write(&mut out, size);
+            std::io::copy(&mut Cursor::new(content), &mut one).with_context(fail)?;
+            one.finish().with_context(fail)?;
+        }
+        newc::trailer(&mut out).with_context(fail)?;
+        out.into_inner().map_err(|e| anyhow!("{e}")).with_context(fail)?.sync_all()?;
+        fs::rename(&part, file).with_context(fail)
+    }
+}
+
+/// Fetches and unpacks the packages of `base`, and makes what all its labs share.
+///
+/// # Errors
+/// A package cannot be had, or lacks what the lab needs of it.
+pub fn linux(base: Base) -> Result<Linux> {
+    let dir = paths::work().join(base.to_string());
+    let root = dir.join("packages");
+    let archive = dir.join("dom0-base.cpio");
+    let stamp = Stamp::new(dir.join("packages.stamp"));
+    let inputs = Inputs::new().text(include_str!("dom0.rs")).hash();
+    if !(stamp.is(&inputs) && archive.is_file() && root.is_dir()) {
+        stamp.clear();
+        let mut step = Step::begin(&format!("{base}-dom0"), "dom0 packages")?;
+        let apt = Apt::open(base)?;
+        let mut names: Vec<String> = ["busybox-static", "xen-utils-common", "xenstore-utils"]
+            .iter()
+            .map(|&n| n.to_owned())
+            .collect();
+        names.push(dependency(&apt, &mut step, "xen-system-amd64", "xen-utils-")?);
+        names.push(dependency(&apt, &mut step, "linux-image-amd64", "linux-image-")?);
+        let files = apt.with_libraries(&mut step, &names)?;
+        if root.exists() {
+            fs::remove_dir_all(&root).context("cannot remove the old packages")?;
+        }
+        for file in &files {
+            step.run(&Cmd::new("dpkg-deb").arg("-x").arg(file).arg(&root))?;
+        }
+        base_archive(&root)?.write(&archive)?;
+        stamp.set(&inputs)?;
+        step.done(&format!("{} packages unpacked", files.len()));
+    }
+    let (version, vmlinuz) = kernel(&root)?;
+    let mut guest = vec![("bin/busybox".to_owned(), Entry::read(&busybox(&root)?)?)];
+    guest.extend(modules(&root, &["xen-privcmd"])?);
+    Ok(Linux { vmlinuz, version, base: archive, guest })
+}
+
+/// The package beginning with `prefix` that the meta package `meta` stands for.
+fn dependency(apt: &Apt, step: &mut Step, meta: &str, prefix: &str) -> Result<String> {
+    for package in apt.versions(step, meta)? {
+        for name in package.depends_on(prefix) {
+            // The newest meta package may name a package that cannot be had yet, or no more.
+            if name != "xen-utils-common" && apt.binary(step, name).is_ok() {
+                return Ok(name.to_owned());
+            }
+        }
+    }
+    bail!("{meta} names no package {prefix}…  that can be fetched")
+}
+
+fn base_archive(root: &Path) -> Result<Archive> {
+    let mut archive = Archive::default();
+    let bin = xen_folder(root)?.join("bin");
+    for program in XEN_PROGRAMS {
+        archive.add(format!("usr/sbin/{program}"), Entry::read(&bin.join(program))?);
+    }
+    for tool in ["usr/bin/xenstore-read", "usr/bin/xenstore-write", "usr/bin/xenstore-ls"] {
+        let path = root.join(tool);
+        // Names of one program: links, or copies of it.
+        let path = fs::canonicalize(&path).with_context(|| format!("no {tool}"))?;
+        archive.add(tool, Entry::read(&path)?);
+    }
+    for folder in ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64", "usr/lib64"] {
+        let Ok(entries) = fs::read_dir(root.join(folder)) else { continue };
+        for entry in entries {
+            let path = entry?.path();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if name.contains(".so") && !path.is_dir() {
+                archive.add(format!("{folder}/{name}"), Entry::read(&path)?);
+            }
+        }
+    }
+    // Releases with a merged /usr ship the loader there only; programs ask for it in /lib64.
+    if !archive.0.contains_key("lib64/ld-linux-x86-64.so.2") {
+        let to = "/usr/lib64/ld-linux-x86-64.so.2".to_owned();
+        archive.add("lib64/ld-linux-x86-64.so.2", Entry::Link { to });
+    }
+    archive.add("bin/busybox", Entry::read(&busybox(root)?)?);
+    for (path, entry) in modules(root, MODULES)? {
+        archive.add(path, entry);
+    }
+    Ok(archive)
+}
+
+/// The folder of the toolstack's version, `/usr/lib/xen-4.17` or the like.
+fn xen_folder(root: &Path) -> Result<PathBuf> {
+    let lib = root.join("usr/lib");
+    for entry in fs::read_dir(&lib).with_context(|| format!("cannot read {}", lib.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if name.starts_with("xen-4") && path.join("bin/xl").exists() {
+            return Ok(path);
+        }
+    }
+    bail!("the packages brought no xl")
+}
+
+fn busybox(root: &Path) -> Result<PathBuf> {
+    let places = [root.join("bin/busybox"), root.join("usr/bin/busybox")];
+    places.into_iter().find(|p| p.is_file()).context("the packages brought no busybox")
+}
+
+fn kernel(root: &Path) -> Result<(String, PathBuf)> {
+    let boot = root.join("boot");
+    for entry in fs::read_dir(&boot).with_context(|| format!("cannot read {}", boot.display()))? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if let Some(version) = name.strip_prefix("vmlinuz-") {
+            return Ok((version.to_owned(), path));
+        }
+    }
+    bail!("the packages brought no kernel")
+}
+
+/// The kernel modules `names`, uncompressed, with numbers before their names for the order.
+fn modules(root: &Path, names: &[&str]) -> Result<Vec<(String, Entry)>> {
+    let mut todo = vec![root.join("lib/modules"), root.join("usr/lib/modules")];
+    let mut found = BTreeMap::new();
+    while let Some(dir) = todo.pop() {
+        let Ok(entries) = fs::read_dir(&dir) else { continue };
+        for entry in entries {
+            let path = entry?.path();
+            if path.is_dir() {
+                todo.push(path);
+            } else if let Some(file) = path.file_name().and_then(|n| n.to_str())
+                && let Some((name, kind)) = file.split_once(".ko")
+            {
+                found.insert(name.replace('_', "-"), (path.clone(), kind.to_owned()));
+            }
+        }
+    }
+    let mut files = Vec::new();
+    for (order, &name) in names.iter().enumerate() {
+        // A module that is not there is built into that kernel.
+        let Some((path, kind)) = found.get(name) else { continue };
+        let content = match kind.as_str() {
+            "" => fs::read(path)?,
+            ".xz" => {
+                let unxz = Cmd::new("xz").arg("-dc").arg(path);
+                unxz.command().output().context("cannot start xz")?.stdout
+            }
+            other => bail!("{}: unknown compression {other}", path.display()),
+        };
+        files.push((format!("modules/{order}-{name}.ko"), Entry::File { mode: 0o644, content }));
+    }
+    Ok(files)
+}
+
+/// What changes from lab to lab.
+pub struct Contents<'a> {
+    /// The static `tdf`.
+    pub tdf: &'a Path,
+    /// The PV guest kernel.
+    pub guest: &'a Path,
+    /// A scenario from outside the repository.
+    pub scenario: Option<&'a Path>,
+}
+
+/// Makes the initramfs of the lab's dom0; returns it.
+///
+/// # Errors
+/// A file cannot be read or written.
+pub fn initramfs(base: Base, linux: &Linux, contents: &Contents<'_>) -> Result<PathBuf> {
+    let dir = paths::work().join(base.to_string());
+    let tdf = Entry::program(
+        fs::read(contents.tdf).with_context(|| format!("no {}", contents.tdf.display()))?,
+    );
+    let probe = {
+        let mut archive = Archive::default();
+        for (path, entry) in &linux.guest {
+            archive.add(path, entry.clone());
+        }
+        archive.add("init", Entry::program(PROBE_INIT.into()));
+        archive.add("bin/tdf", tdf.clone());
+        let file = dir.join("linux-probe.cpio");
+        archive.write(&file)?;
+        file
+    };
+    let mut archive = Archive::default();
+    archive.add("init", Entry::program(DOM0_INIT.into()));
+    archive.add("usr/bin/tdf", tdf);
+    archive.add(format!("{ASSETS}/guest"), Entry::read(contents.guest)?);
+    archive.add(format!("{ASSETS}/vmlinuz"), Entry::read(&linux.vmlinuz)?);
+    archive.add(format!("{ASSETS}/linux-probe.cgz"), Entry::read(&probe)?);
+    archive.add(format!("{ASSETS}/{COMMANDS}"), Entry::program(COMMANDS_TEXT.into()));
+    archive.add("etc/xen/guest.cfg", Entry::read(&paths::root().join("guest/guest.cfg"))?);
+    let scenarios = paths::root().join("tdf-tool/scenarios");
+    let own = fs::read_dir(&scenarios)
+        .with_context(|| format!("cannot read {}", scenarios.display()))?
+        .map(|e| Ok(e?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    for path in own.iter().map(PathBuf::as_path).chain(contents.scenario) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        archive.add(format!("{ASSETS}/scenarios/{name}"), Entry::read(path)?);
+    }
+    let ours = dir.join("dom0-ours.cpio");
+    archive.write(&ours)?;
+    let whole = dir.join("dom0.cpio");
+    let mut bytes = Vec::new();
+    for part in [&linux.base, &ours] {
+        File::open(part)?.read_to_end(&mut bytes)?;
+        // Each archive begins at a multiple of four bytes.
+        bytes.resize(bytes.len().next_multiple_of(512), 0);
+    }
+    crate::exec::write_atomic(&whole, bytes)?;
+    Ok(whole)
+}

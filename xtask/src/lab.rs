@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The lab: one boot of Xen, dom0 and guests, described by a scenario, ending in a verdict.
+//!
+//! This file knows images and serial ports. What a scenario means, what a clock must show and what
+//! the verdict is, is decided by `tdf run` inside dom0.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use tdf_abi::Tdf;
+
+use crate::apt::Base;
+use crate::dom0::{self, Contents};
+use crate::exec::{Step, tail, write_atomic};
+use crate::paths;
+use crate::qemu::{Accel, Machine, Output};
+use crate::stamp::sha256;
+use crate::{guest, tool, xen};
+
+/// The scenario that is no scenario of `tdf run`: our kernel as the initial domain.
+pub const BARE: &str = "bare";
+
+/// The scenario that is a script of commands typed in dom0.
+pub const COMMANDS: &str = "commands";
+
+/// Xen's own command line in every lab.
+const XEN_ARGS: &str =
+    "com1=115200,8n1 console=com1 loglvl=info guest_loglvl=info dom0_mem=400M dom0_max_vcpus=1";
+
+/// What to run, and how.
+#[derive(Clone)]
+pub struct Options {
+    /// The release whose Xen and Linux are used.
+    pub base: Base,
+    /// A Xen tree to use instead of the source package.
+    pub xen_source: Option<PathBuf>,
+    /// A scenario's name, a file, or [`BARE`].
+    pub scenario: String,
+    /// Overrides the TDF of every domain whose TDF the scenario sets.
+    pub tdf: Option<Tdf>,
+    /// The factor that is built into the hypervisor.
+    pub default_tdf: Tdf,
+    /// Leave the patch queue out.
+    pub stock: bool,
+    /// Seed of the run.
+    pub seed: u64,
+    /// How the machine runs.
+    pub accel: Accel,
+    /// Longest time that the boot may take.
+    pub timeout: Duration,
+}
+
+impl Options {
+    /// The default lab on `base`.
+    pub fn new(base: Base) -> Self {
+        Self {
+            base,
+            xen_source: None,
+            scenario: "clocks".to_owned(),
+            tdf: None,
+            default_tdf: Tdf::ONE,
+            stock: false,
+            seed: 1,
+            accel: Accel::Deterministic,
+            timeout: Duration::from_secs(600),
+        }
+    }
+}
+
+/// A lab's outcome.
+pub struct Outcome {
+    /// Whether every relation holds.
+    pub pass: bool,
+    /// The table that `tdf run` printed.
+    pub table: String,
+    /// The document `tdf.lab/1`.
+    pub document: Value,
+    /// The log of events.
+    pub console: PathBuf,
+}
+
+/// Everything of which labs are made.
+struct Parts {
+    xen: xen::Xen,
+    guest: guest::Image,
+}
+
+fn parts(options: &Options) -> Result<Parts> {
+    let xen = xen::build(&xen::Options {
+        base: options.base,
+        source: options.xen_source.clone(),
+        default_tdf: options.default_tdf,
+        stock: options.stock,
+    })?;
+    Ok(Parts { xen, guest: guest::build()? })
+}
+
+/// Builds whatever is missing, boots the lab, and reads its verdict.
+///
+/// # Errors
+/// Something could not be built, the boot failed, or no verdict came out of it.
+pub fn run(options: &Options) -> Result<Outcome> {
+    let scenario_file = scenario_file(&options.scenario)?;
+    let parts = parts(options)?;
+    if options.scenario == BARE {
+        return bare(options, &parts);
+    }
+    let tdf = tool::build()?;
+    let linux = dom0::linux(options.base)?;
+    let contents =
+        Contents { tdf: &tdf, guest: &parts.guest.path, scenario: scenario_file.as_deref() };
+    let initramfs = dom0::initramfs(options.base, &linux, &contents)?;
+    let name = scenario_name(&options.scenario);
+    let mut args =
+        format!("console=hvc0 quiet panic=-1 tdf.scenario={name} tdf.seed={}", options.seed);
+    if let Some(tdf) = options.tdf {
+        args.push_str(&format!(" tdf.tdf={tdf}"));
+    }
+    if options.scenario == COMMANDS {
+        args.push_str(&format!(" tdf.script={}", dom0::COMMANDS));
+    }
+    let mut step = Step::begin(&format!("lab-{name}"), &format!("lab ({name}, {})", options.base))?;
+    let output = machine(options, &parts.xen.image, &linux.vmlinuz, &args, Some(&initramfs), &name)
+        .run(&mut step)?;
+    let results = Results::parse(&output)?;
+    step.done(if results.code == 0 { "ran" } else { "ran, with failures" });
+    let mut document: Value = match serde_json::from_str(results.json) {
+        Ok(document) => document,
+        // A scenario that could not even begin has no document, nor has a script; the table says why.
+        Err(_) if results.json.is_empty() => json!({ "pass": results.code == 0, "domains": [] }),
+        Err(error) => return Err(error).context("tdf run gave no JSON document"),
+    };
+    let pass = results.code == 0 && document["pass"] == json!(true);
+    complete(&mut document, options, &parts, &output, &linux.version, pass)?;
+    Ok(Outcome { pass, table: results.table.to_owned(), document, console: output.console_file })
+}
+
+/// Boots our kernel as the initial domain, with no toolstack: three seconds instead of forty.
+fn bare(options: &Options, parts: &Parts) -> Result<Outcome> {
+    if options.tdf.is_some_and(|tdf| tdf != Tdf::ONE) {
+        bail!(
+            "--tdf: the bare scenario runs the kernel as the initial domain, which is never dilated"
+        );
+    }
+    let args = format!("test=clocks span_ns=2000000000 samples=20 seed={}", options.seed);
+    let mut step = Step::begin("lab-bare", &format!("lab (bare, {})", options.base))?;
+    let machine = machine(options, &parts.xen.image, &parts.guest.path, &args, None, BARE);
+    let output = machine.run(&mut step)?;
+    let text = String::from_utf8_lossy(&output.results).into_owned();
+    let verdict = text.lines().rev().find_map(|l| l.trim().split_once("Test result: "));
+    let Some((_, verdict)) = verdict else {
+        bail!("the kernel gave no verdict\n{}", tail(&output.console_file));
+    };
+    step.done("ran");
+    let pass = verdict.trim() == "SUCCESS" || (options.stock && verdict.trim() == "SKIP");
+    let table: String = text
+        .lines()
+        .filter(|l| !l.contains("tdf-reading"))
+        .map(|l| format!("{}\n", l.trim()))
+        .collect();
+    let mut document = json!({ "scenario": BARE, "domains": [] });
+    complete(&mut document, options, parts, &output, "", pass)?;
+    Ok(Outcome { pass, table, document, console: output.console_file })
+}
+
+/// Boots the lab with the terminal as dom0's console.
+///
+/// # Errors
+/// As [`run`].
+pub fn interact(options: &Options) -> Result<()> {
+    let parts = parts(options)?;
+    let tdf = tool::build()?;
+    let linux = dom0::linux(options.base)?;
+    let contents = Contents { tdf: &tdf, guest: &parts.guest.path, scenario: None };
+    let initramfs = dom0::initramfs(options.base, &linux, &contents)?;
+    let step = Step::begin("lab-interactive", "lab")?;
+    let args = "console=hvc0 quiet panic=-1 tdf.interactive=1";
+    let options = Options {
+        accel: if options.accel == Accel::Kvm { Accel::Kvm } else { Accel::Tcg },
+        ..options.clone()
+    };
+    let machine =
+        machine(&options, &parts.xen.image, &linux.vmlinuz, args, Some(&initramfs), "interactive");
+    eprintln!("Ctrl-A X ends the machine, Ctrl-A H lists QEMU's other keys.");
+    let result = machine.interact(&step);
+    step.done("ended");
+    result
+}
+
+fn machine<'a>(
+    options: &Options,
+    xen: &'a Path,
+    kernel: &'a Path,
+    kernel_args: &'a str,
+    initramfs: Option<&'a Path>,
+    name: &str,
+) -> Machine<'a> {
+    Machine {
+        xen,
+        xen_args: XEN_ARGS,
+        kernel,
+        kernel_args,
+        initramfs,
+        accel: options.accel,
+        seed: options.seed,
+        timeout: options.timeout,
+        dir: paths::work().join(options.base.to_string()).join("lab").join(name),
+    }
+}
+
+/// Adds to the document what only this side knows.
+fn complete(
+    document: &mut Value,
+    options: &Options,
+    parts: &Parts,
+    output: &Output,
+    linux: &str,
+    pass: bool,
+) -> Result<()> {
+    let document = document.as_object_mut().context("tdf run's document is no object")?;
+    let mut add = |key: &str, value: Value| document.insert(key.to_owned(), value);
+    add("schema", json!("tdf.lab/1"));
+    add("pass", json!(pass));
+    add("base", json!(options.base.to_string()));
+    add("seed", json!(options.seed));
+    add("accel", json!(options.accel.name()));
+    add("linux", json!({ "version": linux }));
+    let xen = json!({ "version": parts.xen.version, "patched": !options.stock,
+                      "default_tdf": options.default_tdf.to_string() });
+    add("xen", xen);
+    add("guest", json!({ "bytes": parts.guest.size }));
+    // The event log is all that left the machine.
+    let log = [output.console.as_slice(), &output.results].concat();
+    add("digest", json!(sha256(&log)));
+    Ok(())
+}
+
+/// The parts of what dom0 wrote to the second serial port.
+struct Results<'a> {
+    table: &'a str,
+    json: &'a str,
+    code: i32,
+}
+
+impl<'a> Results<'a> {
+    fn parse(output: &'a Output) -> Result<Self> {
+        let missing = || format!("dom0 gave no verdict\n{}", tail(&output.console_file));
+        let text = std::str::from_utf8(&output.results).with_context(missing)?;
+        Self::split(text).with_context(missing)
+    }
+
+    fn split(text: &'a str) -> Option<Self> {
+        let text = text.split_once("=== table\n")?.1;
+        let (table, text) = text.split_once("=== json\n")?;
+        let (json, code) = text.split_once("\n=== end ")?;
+        Some(Self { table, json: json.trim(), code: code.trim().parse().ok()? })
+    }
+}
+
+/// The scenario's file when it is none of ours, checked before anything is built.
+fn scenario_file(scenario: &str) -> Result<Option<PathBuf>> {
+    if [BARE, COMMANDS].contains(&scenario) {
+        return Ok(None);
+    }
+    let own = paths::root().join("tdf-tool/scenarios");
+    if own.join(format!("{scenario}.toml")).is_file() {
+        return Ok(None);
+    }
+    let path = PathBuf::from(scenario);
+    if path.extension().is_some_and(|e| e == "toml") && path.is_file() {
+        return Ok(Some(path));
+    }
+    let mut names: Vec<String> = std::fs::read_dir(&own)
+        .map(|dir| {
+            dir.filter_map(|e| Some(e.ok()?.path().file_stem()?.to_str()?.to_owned())).collect()
+        })
+        .unwrap_or_default();
+    names.extend([BARE, COMMANDS].map(str::to_owned));
+    names.sort();
+    bail!("--scenario {scenario}: neither a .toml file nor one of {}", names.join(", "))
+}
+
+fn scenario_name(scenario: &str) -> String {
+    Path::new(scenario).file_stem().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+/// Prints an outcome as a person reads it, and writes the document to `file` if one is named.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn report(outcome: &Outcome, file: Option<&Path>) -> Result<()> {
+    print!("{}", outcome.table);
+    let text = |key: &str| outcome.document[key].as_str().unwrap_or("?").to_owned();
+    println!("digest {}  log {}", text("digest"), paths::shown(&outcome.console));
+    if let Some(file) = file {
+        write_atomic(file, serde_json::to_string_pretty(&outcome.document)? + "\n")?;
+    }
+    println!("{}", if outcome.pass { "PASS" } else { "FAIL" });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_are_split_and_truncated_ones_refused() {
+        let text = "noise\n=== table\na b\nc d\n=== json\n{\"pass\":true}\n\n=== end 0\n";
+        let r = Results::split(text).unwrap();
+        assert_eq!((r.table, r.json, r.code), ("a b\nc d\n", "{\"pass\":true}", 0));
+        for cut in 0..text.len() - 2 {
+            assert!(Results::split(&text[..cut]).is_none_or(|r| r.code == 0), "{cut}");
+        }
+        assert!(Results::split("=== table\n=== json\n").is_none());
+    }
+
+    #[test]
+    fn an_unknown_scenario_is_refused_with_the_known_ones() {
+        let error = scenario_file("nonsense").unwrap_err().to_string();
+        assert!(error.contains("nonsense") && error.contains("bare"), "{error}");
+    }
+}

@@ -1,0 +1,182 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The virtual machine that plays the lab's hardware.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::exec::{Cmd, Step, tail};
+use crate::paths;
+
+/// How the machine's instructions are carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Accel {
+    /// Emulated, time counted in instructions: the run is a function of its inputs
+    Deterministic,
+    /// Emulated, in this machine's time
+    Tcg,
+    /// By this machine's processor
+    Kvm,
+}
+
+impl Accel {
+    /// Its name in results.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Deterministic => "deterministic",
+            Self::Tcg => "tcg",
+            Self::Kvm => "kvm",
+        }
+    }
+}
+
+/// One boot.
+pub struct Machine<'a> {
+    /// The hypervisor.
+    pub xen: &'a Path,
+    /// Its command line.
+    pub xen_args: &'a str,
+    /// The initial domain's kernel.
+    pub kernel: &'a Path,
+    /// The kernel's command line.
+    pub kernel_args: &'a str,
+    /// The initial domain's initramfs.
+    pub initramfs: Option<&'a Path>,
+    /// How it runs.
+    pub accel: Accel,
+    /// Seed of everything that is random in the machine.
+    pub seed: u64,
+    /// Longest time that the run may take.
+    pub timeout: Duration,
+    /// Folder for the two serial ports' files.
+    pub dir: PathBuf,
+}
+
+/// What came out of a machine that switched itself off.
+pub struct Output {
+    /// Everything that was written to the first serial port: Xen's and dom0's log.
+    pub console: Vec<u8>,
+    /// Everything that was written to the second one.
+    pub results: Vec<u8>,
+    /// The console's file.
+    pub console_file: PathBuf,
+}
+
+impl Machine<'_> {
+    fn command(&self) -> Result<Cmd> {
+        // QEMU splits its module list at commas; a doubled one stands for itself.
+        let escape = |p: &str| p.replace(',', ",,");
+        let path = |p: &Path| p.to_str().map(escape).context("a path is not UTF-8");
+        let mut modules =
+            OsString::from(format!("{} {}", path(self.kernel)?, escape(self.kernel_args)));
+        if let Some(initramfs) = self.initramfs {
+            modules.push(format!(",{}", path(initramfs)?));
+        }
+        let mut cmd = Cmd::new("qemu-system-x86_64")
+            .args(["-m", "1024", "-no-reboot", "-nic", "none", "-vga", "none"])
+            .arg("-kernel")
+            .arg(self.xen)
+            .args(["-append", self.xen_args])
+            .arg("-initrd")
+            .arg(modules);
+        // -smap: with it QEMU's iret from ring 3 to ring 3 faults, and a PV Linux dies early.
+        // -rdrand, -rdseed: they would let the host's randomness in.
+        cmd = match self.accel {
+            Accel::Deterministic => cmd
+                .args(["-accel", "tcg,thread=single", "-icount", "shift=1,sleep=off"])
+                .args(["-seed", &self.seed.to_string()])
+                .args(["-rtc", "clock=vm,base=2024-01-01T00:00:00"])
+                .args(["-cpu", "max,-smap,-svm,-rdrand,-rdseed"]),
+            Accel::Tcg => cmd.args(["-accel", "tcg", "-cpu", "max,-smap,-svm"]),
+            Accel::Kvm => cmd.args(["-accel", "kvm", "-cpu", "host"]),
+        };
+        Ok(cmd)
+    }
+
+    /// Boots it and waits until it switches itself off.
+    ///
+    /// # Errors
+    /// QEMU could not be started or failed, or the time ran out; the machine is gone in any case.
+    pub fn run(&self, step: &mut Step) -> Result<Output> {
+        fs::create_dir_all(&self.dir)
+            .with_context(|| format!("cannot create {}", self.dir.display()))?;
+        let console_file = self.dir.join("console.log");
+        let results_file = self.dir.join("results.log");
+        let cmd = self
+            .command()?
+            .args(["-display", "none", "-monitor", "none"])
+            .args(["-serial", &format!("file:{}", console_file.display())])
+            .args(["-serial", &format!("file:{}", results_file.display())]);
+        step.announce(&cmd)?;
+        let log = fs::OpenOptions::new().append(true).open(step.log())?;
+        let child = cmd
+            .command()
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("cannot start qemu-system-x86_64")?;
+        let mut child = KillOnDrop(child);
+        let began = Instant::now();
+        let mut lines = 0;
+        let status = loop {
+            if let Some(status) = child.0.try_wait()? {
+                break status;
+            }
+            if began.elapsed() > self.timeout {
+                bail!(
+                    "the lab did not end within {} s\n{}",
+                    self.timeout.as_secs(),
+                    tail(&console_file)
+                );
+            }
+            std::thread::sleep(Duration::from_millis(100));
+            let now = fs::read(&console_file).unwrap_or_default();
+            let now = now.iter().filter(|&&b| b == b'\n').count();
+            (lines..now).for_each(|_| step.tick());
+            lines = now.max(lines);
+        };
+        if !status.success() {
+            bail!("QEMU failed ({status})\n{}", step.tail());
+        }
+        let read = |file: &Path| -> Result<Vec<u8>> {
+            let mut bytes = Vec::new();
+            fs::File::open(file)
+                .with_context(|| format!("no {}", paths::shown(file)))?
+                .read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        Ok(Output { console: read(&console_file)?, results: read(&results_file)?, console_file })
+    }
+
+    /// Boots it with the terminal as its console, until the user switches it off.
+    ///
+    /// # Errors
+    /// QEMU could not be started or failed.
+    pub fn interact(&self, step: &Step) -> Result<()> {
+        let cmd = self.command()?.args(["-nographic", "-serial", "mon:stdio"]);
+        step.announce(&cmd)?;
+        let status = cmd.command().status().context("cannot start qemu-system-x86_64")?;
+        match status.success() {
+            true => Ok(()),
+            false => bail!("QEMU failed ({status})"),
+        }
+    }
+}
+
+/// A child that does not outlive its owner.
+struct KillOnDrop(Child);
+
+impl Drop for KillOnDrop {
+    fn drop(&mut self) {
+        // Both fail only when the child is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}

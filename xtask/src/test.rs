@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! All tests: those that need no Xen, then labs, one after another.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use tdf_abi::Tdf;
+
+use crate::apt::Base;
+use crate::exec::Step;
+use crate::guest::cargo;
+use crate::lab::{self, Outcome};
+use crate::xen;
+
+/// Factors with which the default lab must pass, besides the scenario's own.
+const FACTORS: &[&str] = &["1", "2", "2.5", "100", "1000", "1/2"];
+
+/// The factor that the test builds into the hypervisor; the scenario `default20` expects it.
+const DEFAULT_TDF: &str = "20";
+
+/// Runs the tests; true if all passed.
+///
+/// # Errors
+/// The tests could not be run at all.
+pub fn run(base: Base, source: Option<PathBuf>, host: bool, in_lab: bool) -> Result<bool> {
+    let mut tally = Tally::default();
+    let tests = Tests { base, source };
+    if host {
+        tally.case("host: patch queue", || xen::check_queue(base, tests.source.clone()));
+        tally.case("host: all crates", || tests.host());
+    }
+    if in_lab {
+        tests.lab(&mut tally);
+    }
+    println!("{} passed, {} failed", tally.passed, tally.failed);
+    Ok(tally.failed == 0)
+}
+
+#[derive(Default)]
+struct Tally {
+    passed: usize,
+    failed: usize,
+}
+
+impl Tally {
+    fn case(&mut self, name: &str, test: impl FnOnce() -> Result<()>) {
+        let began = Instant::now();
+        let result = test();
+        let seconds = began.elapsed().as_secs();
+        match result {
+            Ok(()) => {
+                self.passed += 1;
+                println!("test {name} ... ok ({seconds} s)");
+            }
+            Err(error) => {
+                self.failed += 1;
+                println!("test {name} ... FAILED ({seconds} s)\n{error:#}");
+            }
+        }
+    }
+}
+
+struct Tests {
+    base: Base,
+    source: Option<PathBuf>,
+}
+
+impl Tests {
+    fn options(&self, scenario: &str) -> lab::Options {
+        lab::Options {
+            xen_source: self.source.clone(),
+            scenario: scenario.to_owned(),
+            ..lab::Options::new(self.base)
+        }
+    }
+
+    /// Every crate's own tests; those of the patch's C code get Xen's trees.
+    fn host(&self) -> Result<()> {
+        let tree = |stock| {
+            xen::prepare(&xen::Options {
+                base: self.base,
+                source: self.source.clone(),
+                default_tdf: Tdf::ONE,
+                stock,
+            })
+        };
+        let (stock, patched) = (tree(true)?, tree(false)?);
+        let cmd = cargo().env("TDF_XEN_STOCK", stock).env("TDF_XEN_PATCHED", patched).args([
+            "test",
+            "--locked",
+            "--workspace",
+        ]);
+        let step = Step::begin("test-host", "host tests")?;
+        step.announce(&cmd)?;
+        step.done("begin");
+        // Not into the log: whoever runs the tests wants to see each of them.
+        let status = cmd.command().status().context("cannot start cargo")?;
+        ensure!(status.success(), "`{}` failed ({status})", cmd.shown());
+        Ok(())
+    }
+
+    fn lab(&self, tally: &mut Tally) {
+        tally.case("lab: bare, our kernel as the initial domain", || {
+            passes(&lab::run(&self.options(lab::BARE))?)
+        });
+        tally.case("lab: clocks, twice the same", || {
+            let first = lab::run(&self.options("clocks"))?;
+            print!("{}", first.table);
+            passes(&first)?;
+            let second = lab::run(&self.options("clocks"))?;
+            passes(&second)?;
+            let digest = |o: &Outcome| o.document["digest"].clone();
+            ensure!(
+                digest(&first) == digest(&second),
+                "the same artifacts, scenario and seed gave two event logs: {} and {}",
+                digest(&first),
+                digest(&second)
+            );
+            complete(&first.document)
+        });
+        for (n, factor) in FACTORS.iter().enumerate() {
+            tally.case(&format!("lab: clocks at TDF {factor}"), || {
+                let options = lab::Options {
+                    tdf: Some(factor.parse()?),
+                    // Another seed each time: no run may depend on the default one.
+                    seed: 2 + n as u64,
+                    ..self.options("clocks")
+                };
+                passes(&lab::run(&options)?)
+            });
+        }
+        tally.case("lab: commands typed in dom0", || {
+            let outcome = lab::run(&self.options(lab::COMMANDS))?;
+            print!("{}", outcome.table);
+            passes(&outcome)
+        });
+        tally.case("lab: a default built into Xen dilates plain xl domains", || {
+            let default_tdf = DEFAULT_TDF.parse()?;
+            passes(&lab::run(&lab::Options { default_tdf, ..self.options("default20") })?)
+        });
+        tally.case("lab: Xen without the patches", || {
+            let options = lab::Options { stock: true, ..self.options("clocks") };
+            let outcome = lab::run(&options)?;
+            let log = std::fs::read_to_string(&outcome.console).unwrap_or_default();
+            ensure!(!outcome.pass, "clocks passed on a Xen that cannot dilate");
+            ensure!(
+                (log + &outcome.table).contains("no time dilation"),
+                "tdf does not say that this Xen has no time dilation"
+            );
+            Ok(())
+        });
+    }
+}
+
+fn passes(outcome: &Outcome) -> Result<()> {
+    ensure!(outcome.pass, "the lab's verdict is FAIL\n{}", outcome.table);
+    Ok(())
+}
+
+/// What the document of the default lab must hold, whatever its values.
+fn complete(document: &Value) -> Result<()> {
+    let domains = document["domains"].as_array().context("the document has no domains")?;
+    let wanted = [
+        ("native", &["system_time", "wall_clock", "tsc", "timer"][..]),
+        ("emulated", &["system_time", "wall_clock", "tsc", "timer"]),
+        ("linux", &["CLOCK_MONOTONIC", "CLOCK_REALTIME", "nanosleep"]),
+    ];
+    for (name, clocks) in wanted {
+        let domain = domains.iter().find(|d| d["name"] == name);
+        let domain = domain.with_context(|| format!("the document has no domain {name}"))?;
+        for clock in clocks {
+            let all = domain["clocks"].as_array().context("a domain has no clocks")?;
+            let row = all.iter().find(|c| c["name"] == *clock);
+            let row = row.with_context(|| format!("{name} has no clock {clock}"))?;
+            for key in ["real_ns", "virtual_ns", "expected_ns", "error_ns", "bound_ns"] {
+                ensure!(row[key].is_i64(), "{name}'s {clock} has no {key}");
+            }
+        }
+    }
+    Ok(())
+}

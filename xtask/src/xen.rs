@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The hypervisor: its source, the patch queue, the build.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use tdf_abi::Tdf;
+
+use crate::apt::{Apt, Base};
+use crate::exec::{Cmd, Step, write_atomic};
+use crate::patch;
+use crate::paths;
+use crate::stamp::{Inputs, Stamp};
+
+/// Which Xen to build.
+#[derive(Clone)]
+pub struct Options {
+    /// The release whose source package is used.
+    pub base: Base,
+    /// A tree to use instead of the source package; it is copied, not changed.
+    pub source: Option<PathBuf>,
+    /// The factor that every domU gets when nothing else sets one.
+    pub default_tdf: Tdf,
+    /// Leave the queue out.
+    pub stock: bool,
+}
+
+/// A hypervisor that was built.
+pub struct Xen {
+    /// The 32-bit ELF file that QEMU and other multiboot loaders take.
+    pub image: PathBuf,
+    /// Its version.
+    pub version: String,
+}
+
+/// The number of processors, for `make -j`.
+fn jobs() -> String {
+    format!("-j{}", std::thread::available_parallelism().map_or(2, usize::from))
+}
+
+/// Fetches, patches, configures and builds; each only as far as its inputs changed.
+///
+/// # Errors
+/// The source cannot be had, the queue does not apply, or the build fails.
+pub fn build(options: &Options) -> Result<Xen> {
+    let tree = prepare(options)?;
+    let what = if options.stock { "stock" } else { "patched" };
+    let config = fs::read_to_string(paths::root().join("hypervisor-patch/config/tdf.config"))
+        .context("cannot read hypervisor-patch/config/tdf.config")?;
+    let config = match options.stock {
+        true => String::new(),
+        false => format!(
+            "{config}CONFIG_TDF_DEFAULT_NUM={}\nCONFIG_TDF_DEFAULT_DEN={}\n",
+            options.default_tdf.num(),
+            options.default_tdf.den()
+        ),
+    };
+    let image = tree.join("xen/xen");
+    let inputs = Inputs::new().text(&config).hash();
+    let stamp = Stamp::new(tree.join(".built"));
+    if !stamp.is(&inputs) || !image.is_file() {
+        stamp.clear();
+        let mut step = Step::begin(
+            &format!("{}-xen-{what}", options.base),
+            &format!("Xen ({what}, {})", options.base),
+        )?;
+        let make = || Cmd::new("make").arg("-C").arg(tree.join("xen")).arg(jobs());
+        if !tree.join("xen/.config").is_file() {
+            step.run(&make().arg("defconfig"))?;
+        }
+        let dotconfig = tree.join("xen/.config");
+        let old = fs::read_to_string(&dotconfig).context("cannot read Xen's .config")?;
+        let ours = |l: &&str| l.contains("CONFIG_TDF_") || l.contains("CONFIG_TIME_DILATION");
+        let kept: Vec<&str> = old.lines().filter(|l| !ours(l)).collect();
+        write_atomic(&dotconfig, format!("{}\n{config}", kept.join("\n")))?;
+        step.run(&make().arg("olddefconfig"))?;
+        // The banner names no build machine and no time: the same source gives the same hypervisor.
+        step.run(
+            &make()
+                .args(["XEN_BUILD_DATE=", "XEN_BUILD_TIME=", "XEN_BUILD_HOST=lab"])
+                .args(["XEN_WHOAMI=xen-tdf", "XEN_DOMAIN=lab"]),
+        )?;
+        stamp.set(&inputs)?;
+        step.done(&match options.stock {
+            true => "built".to_owned(),
+            false => format!("built, TDF {} for every domU", options.default_tdf),
+        });
+    }
+    let version = version(&tree)?;
+    Ok(Xen { image, version })
+}
+
+/// The tree with (or, for stock, without) the queue applied.
+///
+/// # Errors
+/// The source cannot be had, or the queue does not apply.
+pub fn prepare(options: &Options) -> Result<PathBuf> {
+    let dir = paths::work().join(options.base.to_string());
+    let (kind, mut inputs) = match options.stock {
+        true => ("xen-stock", Inputs::new()),
+        false => ("xen", Inputs::new().dir(&patch::folder())?),
+    };
+    let tree = match &options.source {
+        Some(_) => dir.join(format!("{kind}-given")),
+        None => dir.join(kind),
+    };
+    if let Some(source) = &options.source {
+        if !source.join("xen/include/public/domctl.h").is_file() {
+            bail!(
+                "--xen-src {}: not a Xen source tree (no xen/include/public/domctl.h)",
+                source.display()
+            );
+        }
+        inputs = inputs.text(&source.to_string_lossy());
+    }
+    let inputs = inputs.hash();
+    let stamp = Stamp::new(tree.join(".prepared"));
+    if stamp.is(&inputs) {
+        return Ok(tree);
+    }
+    let mut step = Step::begin(&format!("{}-{kind}-source", options.base), "Xen source")?;
+    let tarball = match options.source {
+        Some(_) => None,
+        None => Some(Apt::open(options.base)?.source(&mut step, "xen")?.1),
+    };
+    // Everything happens in a folder of its own, which becomes the tree only when it is complete.
+    let fresh = dir.join(format!("{kind}.part"));
+    remove(&fresh)?;
+    fs::create_dir_all(&fresh).with_context(|| format!("cannot create {}", fresh.display()))?;
+    match (&options.source, tarball) {
+        (Some(source), _) => {
+            step.run(&Cmd::new("cp").args(["-a", "--"]).arg(source.join(".")).arg(&fresh))?;
+            // Whatever was built there was built with another configuration.
+            step.run(&Cmd::new("make").arg("-C").arg(fresh.join("xen")).args(["-s", "distclean"]))?;
+        }
+        (None, Some(tarball)) => {
+            let tar = Cmd::new("tar").args(["--strip-components=1", "-C"]).arg(&fresh);
+            step.run(&tar.arg("-xf").arg(tarball))?;
+        }
+        (None, None) => bail!("no Xen source"),
+    }
+    if !options.stock {
+        patch::apply(&mut step, &fresh)?;
+    }
+    remove(&tree)?;
+    fs::rename(&fresh, &tree).with_context(|| format!("cannot create {}", tree.display()))?;
+    stamp.set(&inputs)?;
+    step.done(&match options.stock {
+        true => version(&tree)?,
+        false => format!("{}, {} patches applied", version(&tree)?, patch::series()?.len()),
+    });
+    Ok(tree)
+}
+
+fn remove(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("cannot remove {}", dir.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The version that the tree's makefile states.
+fn version(tree: &Path) -> Result<String> {
+    let makefile = tree.join("xen/Makefile");
+    let text = fs::read_to_string(&makefile)
+        .with_context(|| format!("cannot read {}", makefile.display()))?;
+    let value = |name: &str| {
+        let line = text.lines().find(|l| l.trim_start_matches("export ").starts_with(name));
+        line.and_then(|l| l.split('=').nth(1)).map(|v| v.replace("$(XEN_VENDORVERSION)", ""))
+    };
+    match (value("XEN_VERSION"), value("XEN_SUBVERSION"), value("XEN_EXTRAVERSION")) {
+        (Some(major), Some(minor), Some(extra)) => {
+            Ok(format!("{}.{}{}", major.trim(), minor.trim(), extra.trim()))
+        }
+        _ => bail!("{} states no version", makefile.display()),
+    }
+}
+
+/// `patch check`: every message is complete, and the queue applies to a pristine tree with no fuzz.
+///
+/// # Errors
+/// Names the patch that fails.
+pub fn check_queue(base: Base, source: Option<PathBuf>) -> Result<()> {
+    let count = patch::check_messages()?;
+    let stock = prepare(&Options { base, source, default_tdf: Tdf::ONE, stock: true })?;
+    let mut step = Step::begin(&format!("{base}-patch-check"), "patch check")?;
+    let copy = paths::work().join(base.to_string()).join("patch-check");
+    remove(&copy)?;
+    step.run(&Cmd::new("cp").args(["-a", "--"]).arg(&stock).arg(&copy))?;
+    patch::apply(&mut step, &copy)?;
+    remove(&copy)?;
+    step.done(&format!("{count} patches apply to Xen {} with no fuzz", version(&stock)?));
+    Ok(())
+}
