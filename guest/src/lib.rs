@@ -1,1 +1,14 @@
-//! Placeholder.
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A PV kernel that lives in dilated time and measures it.
+//!
+//! This library is everything that can be tested without Xen: what the command line means, how the
+//! machine's clocks are read, and the `clocks` self-test. The image (`main.rs` and `image/`) only
+//! glues it to the start of day, the hypercall page and the console.
+#![cfg_attr(not(test), no_std)]
+
+extern crate alloc;
+
+pub mod clocks;
+pub mod cmdline;
+pub mod machine;
+pub mod tsc;

@@ -1,0 +1,533 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The `clocks` self-test: does every clock of this domain run at 1/TDF of real time?
+//!
+//! At seeded points of virtual time each clock is read between two samples of real time. The way
+//! from point to point is slept, and each sleep's end is a reading of the timer that ended it. All
+//! readings are kept until the end: nothing is printed while anything is measured, because a reader
+//! of the console would compete for the CPU with what is measured. Without real time (a Xen without
+//! the patch, or a domain that may not know it) only what needs none is checked, and the test is
+//! skipped, not passed.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use tdf_abi::{Tdf, TdfError};
+use tdf_xen::hypercall::{Hypercall, Xen, XenError};
+use tdf_xen::reading::{Judge, Reading};
+
+use crate::cmdline::ClocksOptions;
+use crate::machine::{Cpu, Machine, VCPU, Via};
+use crate::tsc::{TscClock, TscPoint, TscSpan};
+
+/// Names of the clocks, in the order of their summary.
+const CLOCKS: [&str; 5] = ["system_time", "wall_clock", "tsc", "timer", "set_timer_op"];
+
+/// Real ns by which a timer may be late without being wrong.
+///
+/// Xen arms its hardware at least `timer_slop` (50 µs) ahead, and a scheduler does not preempt a
+/// vCPU that has run for less than its rate limit (`sched_ratelimit_us`, 1 ms).
+const TIMER_SLACK_REAL_NS: i64 = 50_000 + 1_000_000;
+
+/// Longest real time between two readings of the TSC, ns: a tenth of what a published line lasts,
+/// so that at least four fifths of the time are measured.
+const TSC_SLICE_REAL_NS: i128 = 100_000_000;
+
+/// ns by which two clocks that each round down may disagree.
+const ROUNDING_NS: i64 = 2;
+
+/// How a test ended, in the words of the Xen test framework.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Everything holds.
+    Success,
+    /// Something that must hold does not.
+    Failure,
+    /// The test could not be carried out.
+    Error,
+    /// This machine cannot be tested.
+    Skip,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Success => "SUCCESS",
+            Self::Failure => "FAILURE",
+            Self::Error => "ERROR",
+            Self::Skip => "SKIP",
+        })
+    }
+}
+
+/// Why the test could not be carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ClocksError {
+    Xen(XenError),
+    Factor(TdfError),
+    Tsc,
+}
+
+impl From<XenError> for ClocksError {
+    fn from(error: XenError) -> Self {
+        Self::Xen(error)
+    }
+}
+
+impl fmt::Display for ClocksError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Xen(error) => error.fmt(f),
+            Self::Factor(error) => write!(f, "Xen reports an impossible TDF: {error}"),
+            Self::Tsc => f.write_str("the published slope of the TSC is absurd"),
+        }
+    }
+}
+
+/// SplitMix64: the gaps are a function of the seed, the same on every machine.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// Weight of a gap: the longest is three times the shortest.
+    fn weight(&mut self) -> u64 {
+        (1 << 16) + self.next() % (2 << 16)
+    }
+}
+
+/// When to read, in ns after the first reading: `samples` rising times, the last of them `span_ns`.
+fn points(options: ClocksOptions) -> impl Iterator<Item = i64> {
+    let ClocksOptions { span_ns, samples, seed } = options;
+    let mut random = Random(seed);
+    let total: u64 = (0..samples).map(|_| random.weight()).sum();
+    let mut random = Random(seed);
+    let mut passed = 0u64;
+    (0..samples).map(move |_| {
+        passed += random.weight();
+        (u128::from(span_ns) * u128::from(passed) / u128::from(total)) as i64
+    })
+}
+
+/// The test while it runs.
+struct Run<'m, X> {
+    machine: &'m Machine<'m, X>,
+    /// The domain's factor, if it may know real time.
+    tdf: Option<Tdf>,
+    readings: Vec<Reading<'static>>,
+    tsc: TscClock,
+    /// The first relation found broken that needs no real time.
+    broken: Option<&'static str>,
+    /// System time, wall clock, TSC and real time when last read.
+    last: (i64, i64, u64, i64),
+    /// Real time of the first reading.
+    start_real_ns: i64,
+    span: TscSpan,
+}
+
+impl<'m, X: Hypercall + Cpu> Run<'m, X> {
+    fn new(machine: &'m Machine<'m, X>, tdf: Option<Tdf>, samples: u32) -> Self {
+        // Per point: three clocks and two timers; and the origins.
+        let readings = Vec::with_capacity(5 * (samples as usize + 1));
+        let tsc = TscClock::new(machine.xen.tsc_is_emulated());
+        let (last, span) = ((i64::MIN, i64::MIN, 0, i64::MIN), TscSpan::default());
+        Self { machine, tdf, readings, tsc, broken: None, last, start_real_ns: 0, span }
+    }
+
+    fn expect(&mut self, holds: bool, otherwise: &'static str) {
+        if !holds && self.broken.is_none() {
+            self.broken = Some(otherwise);
+        }
+    }
+
+    /// Real time, or always 0 if it is not to be known.
+    fn real_ns(&self) -> Result<i64, XenError> {
+        match self.tdf {
+            Some(_) => Ok(self.machine.xen.tdf_sample(VCPU)?.real_ns),
+            None => Ok(0),
+        }
+    }
+
+    fn push(&mut self, clock: &'static str, before: i64, after: i64, value: i64, slack: i64) {
+        if self.tdf.is_some() {
+            self.readings.push(Reading {
+                clock,
+                real_before_ns: before,
+                real_after_ns: after,
+                value_ns: value,
+                slack_real_ns: slack,
+            });
+        }
+    }
+
+    /// Reads the TSC only, so that no line goes by unseen.
+    fn follow_tsc(&mut self) -> Result<(), ClocksError> {
+        let before_ns = self.real_ns()?;
+        let (info, tsc) = self.machine.tsc();
+        let after_ns = self.real_ns()?;
+        let point = TscPoint { info, tsc, before_ns, after_ns };
+        self.span = self.tsc.add(point).ok_or(ClocksError::Tsc)?;
+        Ok(())
+    }
+
+    /// Reads every clock; the value of the first, system time.
+    fn read(&mut self) -> Result<i64, ClocksError> {
+        let machine = self.machine;
+        let real0 = self.real_ns()?;
+        let system = machine.system_time_ns();
+        let real1 = self.real_ns()?;
+        let wall = machine.wall_clock_ns();
+        let real2 = self.real_ns()?;
+        let (info, tsc) = machine.tsc();
+        let real3 = self.real_ns()?;
+
+        let last = core::mem::replace(&mut self.last, (system, wall, tsc, real3));
+        self.expect(system > last.0, "system time does not advance");
+        self.expect(wall > last.1, "the wall clock does not advance");
+        self.expect(tsc > last.2, "the TSC does not advance");
+        let ordered = last.3 <= real0 && real0 <= real1 && real1 <= real2 && real2 <= real3;
+        self.expect(ordered, "real time goes back");
+        self.expect(info.mul >= 1 << 31, "the published multiplier has less than 32 bits");
+        self.expect(wall > system, "the time of day lies before 1970");
+
+        self.push("system_time", real0, real1, system, 0);
+        self.push("wall_clock", real1, real2, wall, 0);
+        let point = TscPoint { info, tsc, before_ns: real2, after_ns: real3 };
+        self.span = self.tsc.add(point).ok_or(ClocksError::Tsc)?;
+        let span = self.span;
+        self.push("tsc", span.least_real_ns, span.most_real_ns, span.value_ns(), 0);
+        if last.0 == i64::MIN {
+            // The timers' origin: what system time was then.
+            self.start_real_ns = real0;
+            self.push("timer", real0, real1, system, 0);
+            self.push("set_timer_op", real0, real1, system, 0);
+        }
+        Ok(system)
+    }
+
+    /// Sleeps until `deadline`; real time just after.
+    fn sleep(&mut self, deadline: i64, via: Via) -> Result<i64, ClocksError> {
+        self.machine.sleep_until(deadline, via)?;
+        let real = self.real_ns()?;
+        let now = self.machine.system_time_ns();
+        self.expect(now >= deadline - ROUNDING_NS, "a timer fires early");
+        Ok(real)
+    }
+
+    /// Sleeps until `target`, in slices, the last two of which are readings of the timers.
+    fn travel(&mut self, target: i64) -> Result<(), ClocksError> {
+        let slice = self.tdf.map_or(TSC_SLICE_REAL_NS, |tdf| tdf.to_virtual(TSC_SLICE_REAL_NS));
+        let slice = i64::try_from(slice).unwrap_or(i64::MAX).max(1);
+        loop {
+            let now = self.machine.system_time_ns();
+            if target - now <= 2 * slice {
+                break;
+            }
+            self.sleep(now + slice, Via::Singleshot)?;
+            self.follow_tsc()?;
+        }
+        for (clock, via, parts) in
+            [("timer", Via::Singleshot, 2), ("set_timer_op", Via::SetTimerOp, 1)]
+        {
+            let now = self.machine.system_time_ns();
+            let deadline = now + (target - now) / parts;
+            // A deadline that has passed would be late by no fault of the timer's.
+            if deadline > now {
+                let real = self.sleep(deadline, via)?;
+                self.push(clock, real, real, deadline, TIMER_SLACK_REAL_NS);
+                self.follow_tsc()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn all(&mut self, options: ClocksOptions) -> Result<(), ClocksError> {
+        let start = self.read()?;
+        for after in points(options) {
+            self.travel(start + after)?;
+            self.read()?;
+        }
+        Ok(())
+    }
+}
+
+/// Runs every path once, so that no reading pays for the first time.
+fn warm_up<X: Hypercall + Cpu>(
+    machine: &Machine<'_, X>,
+    tdf: Option<Tdf>,
+) -> Result<(), ClocksError> {
+    let mut run = Run::new(machine, tdf, 1);
+    for _ in 0..2 {
+        let now = run.read()?;
+        let lead = tdf.map_or(200_000, |tdf| tdf.to_virtual(200_000));
+        run.travel(now + i64::try_from(lead).unwrap_or(i64::MAX / 2))?;
+    }
+    Ok(())
+}
+
+/// What Xen lets this domain know of real time.
+fn reveal<X: Hypercall + Cpu>(
+    machine: &Machine<'_, X>,
+    out: &mut dyn fmt::Write,
+) -> Result<Option<Tdf>, ClocksError> {
+    let why = match machine.xen.tdf_sample(VCPU) {
+        Ok(sample) => {
+            return Tdf::new(sample.num, sample.den).map(Some).map_err(ClocksError::Factor);
+        }
+        Err(XenError::NotImplemented) => "this hypervisor has no time dilation",
+        Err(XenError::NotPermitted) => "this domain may not know real time",
+        Err(error) => return Err(error.into()),
+    };
+    say(out, format_args!("{why}: its clocks are only held against each other"));
+    Ok(None)
+}
+
+/// The console takes every line or none: there is nobody to tell.
+fn say(out: &mut dyn fmt::Write, line: fmt::Arguments<'_>) {
+    let _ = writeln!(out, "{line}");
+}
+
+/// Prints and judges what was read.
+fn judge(readings: &[Reading<'_>], tdf: Tdf, out: &mut dyn fmt::Write) -> Outcome {
+    let mut outcome = Outcome::Success;
+    readings.iter().for_each(|reading| say(out, format_args!("{reading}")));
+    for clock in CLOCKS {
+        let mut judge = Judge::new(tdf);
+        readings.iter().filter(|reading| reading.clock == clock).for_each(|r| judge.add(r));
+        let Some(verdict) = judge.verdict() else {
+            say(out, format_args!("clock {clock}: no reading; the gaps are too short for it"));
+            outcome = Outcome::Error;
+            continue;
+        };
+        if !verdict.pass && outcome == Outcome::Success {
+            outcome = Outcome::Failure;
+        }
+        say(
+            out,
+            format_args!(
+                "clock {clock}: {} readings, {}; at worst {} ns in {} ns real, expected {}, \
+                 error {}, bound {}",
+                verdict.readings,
+                if verdict.pass { "right" } else { "WRONG" },
+                verdict.virtual_ns,
+                verdict.real_ns,
+                verdict.expected_ns,
+                verdict.error_ns,
+                verdict.bound_ns,
+            ),
+        );
+    }
+    outcome
+}
+
+fn attempt<X: Hypercall + Cpu>(
+    machine: &Machine<'_, X>,
+    options: ClocksOptions,
+    out: &mut dyn fmt::Write,
+) -> Result<Outcome, ClocksError> {
+    let tdf = reveal(machine, out)?;
+    warm_up(machine, tdf)?;
+    let mut run = Run::new(machine, tdf, options.samples);
+    run.all(options)?;
+    let mut outcome = match tdf {
+        Some(tdf) => judge(&run.readings, tdf, out),
+        None => Outcome::Skip,
+    };
+    // Real time is split at each new line of the TSC: say how much of it was looked at.
+    let whole = run.last.3 - run.start_real_ns;
+    if tdf.is_some() {
+        let seen = run.span.most_real_ns;
+        say(out, format_args!("the tsc was followed for {seen} of {whole} ns of real time"));
+        if outcome == Outcome::Success && seen < whole / 2 {
+            say(out, format_args!("that is too little to judge it"));
+            outcome = Outcome::Error;
+        }
+    }
+    if let Some(broken) = run.broken {
+        say(out, format_args!("{broken}"));
+        outcome = Outcome::Failure;
+    }
+    Ok(outcome)
+}
+
+/// Runs the test, and prints its readings, one line for each clock, and the result's line.
+pub fn run<X: Hypercall + Cpu>(
+    machine: &Machine<'_, X>,
+    options: ClocksOptions,
+    out: &mut dyn fmt::Write,
+) -> Outcome {
+    let outcome = attempt(machine, options, out).unwrap_or_else(|error| {
+        say(out, format_args!("the clocks cannot be tested: {error}"));
+        Outcome::Error
+    });
+    say(out, format_args!("Test result: {outcome}"));
+    outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use tdf_xen::fake::{Config, FakeXen, Fault};
+
+    impl Cpu for FakeXen {
+        fn rdtsc(&self) -> u64 {
+            FakeXen::rdtsc(self)
+        }
+
+        fn tsc_is_emulated(&self) -> bool {
+            self.emulated_tsc()
+        }
+    }
+
+    /// The test's result on such a Xen, and all that it printed.
+    fn test(config: Config, options: ClocksOptions) -> (Outcome, String) {
+        let xen = FakeXen::new(config);
+        let machine = Machine::new(&xen, xen.time(), xen.wall(), xen.events()).unwrap();
+        let mut out = String::new();
+        let outcome = run(&machine, options, &mut out);
+        assert!(out.ends_with(&format!("Test result: {outcome}\n")), "{out}");
+        (outcome, out)
+    }
+
+    /// Six real seconds at `tdf`, so that lines change several times.
+    fn long(tdf: Tdf) -> ClocksOptions {
+        let span_ns = tdf.to_virtual(6_000_000_000) as u64;
+        ClocksOptions { span_ns, ..ClocksOptions::default() }
+    }
+
+    fn config(tdf: &str, emulated_tsc: bool, fault: Option<Fault>) -> Config {
+        Config { tdf: tdf.parse().unwrap(), emulated_tsc, fault, ..Config::default() }
+    }
+
+    /// The clocks that were found wrong.
+    fn wrong(out: &str) -> Vec<&'static str> {
+        let bad = |c: &&str| {
+            out.lines().any(|l| l.starts_with(&format!("clock {c}:")) && l.contains("WRONG"))
+        };
+        CLOCKS.into_iter().filter(bad).collect()
+    }
+
+    #[test]
+    fn right_clocks_pass_at_every_factor_and_in_both_tsc_modes() {
+        for tdf in ["1", "2", "5/2", "10", "100", "1000", "1/2"] {
+            for emulated in [false, true] {
+                let config = config(tdf, emulated, None);
+                let (outcome, out) = test(config, long(config.tdf));
+                assert_eq!(outcome, Outcome::Success, "{tdf} {emulated}: {out}");
+            }
+        }
+    }
+
+    /// Each thing done wrong is found, in the clocks that it concerns and in no other.
+    #[test]
+    fn a_wrong_clock_fails_and_is_named() {
+        let lines = &["system_time", "wall_clock", "tsc"][..];
+        for (emulated, fault, clocks) in [
+            (false, Fault::SlopeNotScaled, lines),
+            (false, Fault::SlopeOff(20_000), lines),
+            (false, Fault::SlopeOff(-20_000), lines),
+            (false, Fault::SystemTimeSteps(2_000), &lines[..2]),
+            (false, Fault::SystemTimeSteps(-2_000), &lines[..2]),
+            (false, Fault::WallClockSteps(2_000), &lines[1..2]),
+            (true, Fault::WallClockSteps(-2_000), &lines[1..2]),
+            (true, Fault::TscNotDilated, lines),
+            (false, Fault::SingleshotOff(2_000_000), &["timer"]),
+            (false, Fault::SingleshotOff(-200_000), &["timer"]),
+            (false, Fault::SetTimerOpOff(2_000_000), &["set_timer_op"]),
+            (true, Fault::SetTimerOpOff(-200_000), &["set_timer_op"]),
+        ] {
+            let config = config("10", emulated, Some(fault));
+            let (outcome, out) = test(config, long(config.tdf));
+            assert_eq!(outcome, Outcome::Failure, "{fault:?}: {out}");
+            assert_eq!(wrong(&out), clocks, "{fault:?}: {out}");
+        }
+    }
+
+    #[test]
+    fn without_real_time_the_test_is_skipped_with_one_sentence() {
+        for (sample_answer, sentence) in [
+            (-38, "this hypervisor has no time dilation: "),
+            (-1, "this domain may not know real time: "),
+        ] {
+            let config = Config { sample_answer, ..config("10", false, None) };
+            let (outcome, out) = test(config, long(config.tdf));
+            assert_eq!(outcome, Outcome::Skip);
+            assert!(out.starts_with(sentence), "{out}");
+            assert_eq!(out.lines().count(), 2, "{out}");
+        }
+    }
+
+    #[test]
+    fn without_real_time_a_clock_that_goes_back_still_fails() {
+        let fault = Some(Fault::SystemTimeSteps(-300_000_000));
+        let config = Config { sample_answer: -38, ..config("1", false, fault) };
+        let (outcome, out) = test(config, long(config.tdf));
+        assert_eq!(outcome, Outcome::Failure);
+        assert!(out.contains("system time does not advance"), "{out}");
+        let fault = Some(Fault::SingleshotOff(-200_000));
+        let config = Config { fault, ..config };
+        let (outcome, out) = test(config, long(config.tdf));
+        assert_eq!(outcome, Outcome::Failure);
+        assert!(out.contains("a timer fires early"), "{out}");
+    }
+
+    #[test]
+    fn an_answer_that_is_neither_yes_nor_no_is_an_error() {
+        let config = Config { sample_answer: -14, ..config("1", false, None) };
+        let (outcome, out) = test(config, long(config.tdf));
+        assert_eq!(outcome, Outcome::Error);
+        assert!(out.starts_with("the clocks cannot be tested: Xen cannot read or write"), "{out}");
+    }
+
+    #[test]
+    fn gaps_too_short_for_a_timer_are_an_error_and_no_pass() {
+        let options = ClocksOptions { span_ns: 10_000, samples: 1, seed: 1 };
+        let (outcome, out) = test(config("1/1000", true, None), options);
+        assert_eq!(outcome, Outcome::Error, "{out}");
+        assert!(out.contains("clock timer: no reading"), "{out}");
+    }
+
+    #[test]
+    fn every_line_that_dom0_judges_can_be_parsed_by_it() {
+        let config = config("10", false, None);
+        let (_, out) = test(config, long(config.tdf));
+        let parsed = out.lines().filter_map(Reading::parse).count();
+        assert_eq!(parsed, out.lines().filter(|l| l.starts_with("tdf-reading")).count());
+        // One origin and 20 samples of 3 clocks and 2 timers.
+        assert_eq!(parsed, 5 * 21);
+    }
+
+    proptest! {
+        #[test]
+        fn points_rise_and_end_at_the_span(
+            span_ns in 1_000_000u64..1 << 50, samples in 1u32..100, seed: u64
+        ) {
+            let points: Vec<i64> = points(ClocksOptions { span_ns, samples, seed }).collect();
+            prop_assert_eq!(points.len(), samples as usize);
+            prop_assert_eq!(points.last().copied(), Some(span_ns as i64));
+            let longest = 4 * span_ns as i64 / i64::from(samples);
+            let gaps: Vec<i64> = [0].iter().chain(&points).zip(&points).map(|(a, b)| b - a).collect();
+            prop_assert!(gaps.iter().all(|gap| (1..=longest).contains(gap)), "{:?}", gaps);
+        }
+
+        #[test]
+        fn any_seed_of_either_side_passes(seed: u64, host_seed: u64) {
+            let config = Config { seed: host_seed, ..config("10", false, None) };
+            let options = ClocksOptions { seed, ..long(config.tdf) };
+            let (outcome, out) = test(config, options);
+            prop_assert_eq!(outcome, Outcome::Success, "{}", out);
+        }
+    }
+
+    #[test]
+    fn another_seed_gives_other_points() {
+        let at = |seed| points(ClocksOptions { seed, ..ClocksOptions::default() });
+        assert!(at(1).eq(at(1)) && !at(1).eq(at(2)));
+    }
+}

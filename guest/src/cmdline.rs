@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the kernel was asked to do.
+//!
+//! The line is `key=value` words. Words that are not ours are left alone, because Xen appends its
+//! own to the initial domain's line; a word of ours with a value that cannot be is an error.
+
+use core::fmt;
+use core::str::FromStr;
+
+/// The `clocks` self-test's parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClocksOptions {
+    /// `span_ns`: virtual time from the first reading to the last, ns.
+    pub span_ns: u64,
+    /// `samples`: readings of each clock after the first.
+    pub samples: u32,
+    /// `seed`: of the gaps between readings.
+    pub seed: u64,
+}
+
+impl Default for ClocksOptions {
+    fn default() -> Self {
+        Self { span_ns: 200_000_000, samples: 20, seed: 1 }
+    }
+}
+
+/// What the kernel does before it powers off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// Shows its clocks ten times.
+    Demo,
+    /// `test=clocks`.
+    Clocks(ClocksOptions),
+}
+
+/// Most readings of a clock: they are kept in memory until the end.
+pub const SAMPLES_MAX: u32 = 1000;
+/// Longest span, ns: eleven days.
+pub const SPAN_MAX_NS: u64 = 1_000_000_000_000_000;
+/// Shortest mean gap between readings, ns.
+pub const GAP_MIN_NS: u64 = 10_000;
+
+/// Why a command line cannot be obeyed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CmdlineError<'a> {
+    /// There is no such test.
+    UnknownTest(&'a str),
+    /// Not a number, or too large a one.
+    NotANumber {
+        /// The key.
+        key: &'static str,
+        /// Its value.
+        value: &'a str,
+    },
+    /// Outside 1 … [`SAMPLES_MAX`].
+    Samples(u32),
+    /// Outside [`GAP_MIN_NS`] a sample … [`SPAN_MAX_NS`].
+    Span {
+        /// The span.
+        span_ns: u64,
+        /// The samples in it.
+        samples: u32,
+    },
+}
+
+impl fmt::Display for CmdlineError<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownTest(name) => write!(f, "test={name}: the only test is `clocks`"),
+            Self::NotANumber { key, value } => {
+                write!(f, "{key}={value}: expected a decimal number below 2^64")
+            }
+            Self::Samples(n) => write!(f, "samples={n}: expected 1 to {SAMPLES_MAX}"),
+            Self::Span { span_ns, samples } => write!(
+                f,
+                "span_ns={span_ns}: expected at least {GAP_MIN_NS} for each of the {samples} \
+                 samples, and at most {SPAN_MAX_NS}"
+            ),
+        }
+    }
+}
+
+impl core::error::Error for CmdlineError<'_> {}
+
+fn number<'a, T: FromStr>(key: &'static str, value: &'a str) -> Result<T, CmdlineError<'a>> {
+    value.parse().map_err(|_| CmdlineError::NotANumber { key, value })
+}
+
+/// The task that `line` asks for; of a key given twice, the last counts.
+///
+/// # Errors
+/// [`CmdlineError`] if a value cannot be.
+pub fn parse(line: &str) -> Result<Task, CmdlineError<'_>> {
+    let mut test = None;
+    let mut options = ClocksOptions::default();
+    for word in line.split_ascii_whitespace() {
+        match word.split_once('=') {
+            Some(("test", value)) => test = Some(value),
+            Some(("span_ns", value)) => options.span_ns = number("span_ns", value)?,
+            Some(("samples", value)) => options.samples = number("samples", value)?,
+            Some(("seed", value)) => options.seed = number("seed", value)?,
+            _ => {}
+        }
+    }
+    let ClocksOptions { span_ns, samples, .. } = options;
+    if !(1..=SAMPLES_MAX).contains(&samples) {
+        return Err(CmdlineError::Samples(samples));
+    }
+    if !(GAP_MIN_NS * u64::from(samples)..=SPAN_MAX_NS).contains(&span_ns) {
+        return Err(CmdlineError::Span { span_ns, samples });
+    }
+    match test {
+        None => Ok(Task::Demo),
+        Some("clocks") => Ok(Task::Clocks(options)),
+        Some(name) => Err(CmdlineError::UnknownTest(name)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_keys_of_the_probe_protocol() {
+        let options = ClocksOptions { span_ns: 5_000_000, samples: 7, seed: u64::MAX };
+        let line = "test=clocks span_ns=5000000 samples=7 seed=18446744073709551615";
+        assert_eq!(parse(line), Ok(Task::Clocks(options)));
+        assert_eq!(parse("test=clocks"), Ok(Task::Clocks(ClocksOptions::default())));
+        assert_eq!(parse(""), Ok(Task::Demo));
+    }
+
+    #[test]
+    fn foreign_words_are_left_alone_and_the_last_of_two_counts() {
+        let line = "root=/dev/xvda ro acpi=off test=x  test=clocks seed=1 seed=2 =";
+        let options = ClocksOptions { seed: 2, ..ClocksOptions::default() };
+        assert_eq!(parse(line), Ok(Task::Clocks(options)));
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_and_named() {
+        for (line, sentence) in [
+            ("test=clock", "test=clock: the only test is `clocks`"),
+            ("seed=-1", "seed=-1: expected a decimal number below 2^64"),
+            ("samples=4294967296", "samples=4294967296: expected a decimal number below 2^64"),
+            ("samples=0", "samples=0: expected 1 to 1000"),
+            ("samples=1001", "samples=1001: expected 1 to 1000"),
+            (
+                "span_ns=99999 samples=10",
+                "span_ns=99999: expected at least 10000 for each of the 10 samples, and at most \
+                 1000000000000000",
+            ),
+        ] {
+            assert_eq!(parse(line).unwrap_err().to_string(), sentence);
+        }
+        assert!(parse("span_ns=100000 samples=10").is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn no_line_panics(line: String) {
+            let _ = parse(&line);
+        }
+    }
+}

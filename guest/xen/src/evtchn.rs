@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Event channels by polling: which ports are pending, and clearing them.
+//!
+//! The guest never takes an upcall: Xen pushes its frame at the interrupted stack pointer without
+//! skipping a red zone and leaves the direction flag alone, so an asynchronous upcall into compiled
+//! code is a bug. Ports stay masked; `SCHEDOP_POLL` wakes on masked ports too, and the two-level
+//! bitmaps in the shared info page say what happened.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::abi::Port;
+
+/// Words in each bitmap of the two-level ABI.
+pub const WORDS: usize = 64;
+
+/// The pending and the mask bitmap of a domain.
+#[derive(Clone, Copy, Debug)]
+pub struct Events {
+    pending: *mut u64,
+    mask: *mut u64,
+}
+
+impl Events {
+    /// The bitmaps in a shared info page, or a test's.
+    ///
+    /// # Safety
+    /// Both point to [`WORDS`] aligned words that stay mapped while this value is used, and that
+    /// everybody else accesses atomically.
+    pub const unsafe fn new(pending: *mut u64, mask: *mut u64) -> Self {
+        Self { pending, mask }
+    }
+
+    fn word(map: *mut u64, index: usize) -> Option<&'static AtomicU64> {
+        // SAFETY: `new`'s caller vouches for WORDS words at `map`, and `index` is one of them.
+        (index < WORDS).then(|| unsafe { AtomicU64::from_ptr(map.add(index)) })
+    }
+
+    /// Masks every port, so that no event ever asks for an upcall.
+    pub fn mask_all(&self) {
+        for word in (0..WORDS).filter_map(|i| Self::word(self.mask, i)) {
+            word.store(u64::MAX, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether an event is pending on `port`, which is cleared by asking.
+    ///
+    /// Cleared before the event is handled: one that arrives meanwhile is seen the next time. A
+    /// port beyond the two-level range is never pending.
+    pub fn take(&self, port: Port) -> bool {
+        let (word, bit) = (port.0 as usize / 64, 1u64 << (port.0 % 64));
+        Self::word(self.pending, word)
+            .is_some_and(|w| w.fetch_and(!bit, Ordering::SeqCst) & bit != 0)
+    }
+
+    /// Clears every pending port and gives each to `handle`, lowest first.
+    pub fn take_all(&self, mut handle: impl FnMut(Port)) {
+        for (index, word) in (0u32..).zip((0..WORDS).filter_map(|i| Self::word(self.pending, i))) {
+            let mut bits = word.swap(0, Ordering::SeqCst);
+            while bits != 0 {
+                handle(Port(index * 64 + bits.trailing_zeros()));
+                bits &= bits - 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::collection::btree_set;
+    use proptest::prelude::*;
+
+    /// Bitmaps in plain memory, and the events on them.
+    struct Page {
+        pending: Box<[u64; WORDS]>,
+        mask: Box<[u64; WORDS]>,
+    }
+
+    impl Page {
+        fn new(ports: impl IntoIterator<Item = u32>) -> Self {
+            let mut pending = Box::new([0; WORDS]);
+            for port in ports {
+                pending[port as usize / 64] |= 1 << (port % 64);
+            }
+            Self { pending, mask: Box::new([0; WORDS]) }
+        }
+
+        fn events(&mut self) -> Events {
+            // SAFETY: the page outlives every use below, on one thread.
+            unsafe { Events::new(self.pending.as_mut_ptr(), self.mask.as_mut_ptr()) }
+        }
+    }
+
+    #[test]
+    fn taking_a_port_clears_it_and_no_other() {
+        let mut page = Page::new([63, 64]);
+        let events = page.events();
+        assert!(events.take(Port(64)));
+        assert!(!events.take(Port(64)));
+        assert!(events.take(Port(63)));
+        for port in [4096, u32::MAX] {
+            assert!(!events.take(Port(port)), "{port} is out of range");
+        }
+    }
+
+    #[test]
+    fn masking_covers_every_port_and_touches_no_pending_bit() {
+        let mut page = Page::new([5]);
+        page.events().mask_all();
+        assert_eq!(*page.mask, [u64::MAX; WORDS]);
+        assert_eq!((page.pending[0], page.pending[1]), (1 << 5, 0));
+    }
+
+    proptest! {
+        #[test]
+        fn every_pending_port_is_given_once(ports in btree_set(0u32..4096, 0..40)) {
+            let mut page = Page::new(ports.iter().copied());
+            let events = page.events();
+            let mut seen = Vec::new();
+            events.take_all(|p| seen.push(p.0));
+            prop_assert_eq!(seen, ports.into_iter().collect::<Vec<_>>());
+            events.take_all(|p| panic!("{p} is still pending"));
+        }
+    }
+}

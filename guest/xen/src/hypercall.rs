@@ -1,0 +1,339 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Hypercalls: one raw call behind a trait, typed calls on top of it.
+//!
+//! The kernel implements [`Hypercall`] with its hypercall page, a test with a
+//! [`FakeXen`](crate::fake::FakeXen) made of plain memory. [`Xen`] gives every implementation the
+//! calls that this project needs, and only those.
+
+use core::fmt;
+use core::ptr;
+
+use tdf_abi::{TdfSample, VCPUOP_TDF_SAMPLE};
+
+use crate::abi::*;
+
+/// Something that carries hypercalls to Xen.
+pub trait Hypercall {
+    /// Makes hypercall `number`; the result is negative for an error (`-errno`).
+    ///
+    /// # Safety
+    /// Arguments that Xen takes as addresses must point to what this hypercall expects there, valid
+    /// for as long as Xen uses it, and the call's effect on memory (mappings, trap handlers, event
+    /// delivery) must be one that the caller allows.
+    unsafe fn call(&self, number: u32, args: [usize; 5]) -> isize;
+}
+
+/// Why Xen did not do what it was asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XenError {
+    /// `EPERM`.
+    NotPermitted,
+    /// `EFAULT`.
+    BadAddress,
+    /// `EINVAL`.
+    Invalid,
+    /// `ENOSYS`.
+    NotImplemented,
+    /// Any other, with its `errno`.
+    Other(i32),
+}
+
+impl XenError {
+    /// The error that a negative result stands for.
+    fn from_result(result: isize) -> Self {
+        match -result {
+            1 => Self::NotPermitted,
+            14 => Self::BadAddress,
+            22 => Self::Invalid,
+            38 => Self::NotImplemented,
+            errno => Self::Other(i32::try_from(errno).unwrap_or(i32::MAX)),
+        }
+    }
+}
+
+impl fmt::Display for XenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotPermitted => f.write_str("Xen does not permit this domain to do it (EPERM)"),
+            Self::BadAddress => f.write_str("Xen cannot read or write the argument (EFAULT)"),
+            Self::Invalid => f.write_str("Xen finds an argument invalid (EINVAL)"),
+            Self::NotImplemented => f.write_str("this Xen does not know the call (ENOSYS)"),
+            Self::Other(errno) => write!(f, "Xen answered with error number {errno}"),
+        }
+    }
+}
+
+impl core::error::Error for XenError {}
+
+/// Why a domain ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    /// It is done.
+    Poweroff,
+    /// It wants to be started again.
+    Reboot,
+    /// It found itself in a state that must not be.
+    Crash,
+}
+
+/// The version of the hypervisor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// 4 of 4.17.5.
+    pub major: u16,
+    /// 17 of 4.17.5.
+    pub minor: u16,
+    /// `.5` of 4.17.5, NUL-terminated.
+    extra: [u8; EXTRAVERSION_LEN],
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let extra = self.extra.split(|b| *b == 0).next().unwrap_or_default();
+        let extra = core::str::from_utf8(extra).unwrap_or("");
+        write!(f, "{}.{}{extra}", self.major, self.minor)
+    }
+}
+
+fn check(result: isize) -> Result<usize, XenError> {
+    usize::try_from(result).map_err(|_| XenError::from_result(result))
+}
+
+/// Address of an argument that Xen only reads, as a hypercall register.
+fn input<T>(value: &T) -> usize {
+    ptr::from_ref(value).expose_provenance()
+}
+
+/// Address of an argument that Xen writes, as a hypercall register.
+fn output<T>(value: &mut T) -> usize {
+    ptr::from_mut(value).expose_provenance()
+}
+
+/// The hypercalls of this project, for everything that can carry one.
+pub trait Xen: Hypercall {
+    /// Which Xen this is.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn version(&self) -> Result<Version, XenError> {
+        let nr = NR_XEN_VERSION;
+        // SAFETY: takes no address.
+        let number = check(unsafe { self.call(nr, [XENVER_VERSION as usize, 0, 0, 0, 0]) })?;
+        let mut extra = [0; EXTRAVERSION_LEN];
+        let args = [XENVER_EXTRAVERSION as usize, output(&mut extra), 0, 0, 0];
+        // SAFETY: Xen writes EXTRAVERSION_LEN bytes to `extra`, which has so many.
+        check(unsafe { self.call(nr, args) })?;
+        Ok(Version { major: (number >> 16) as u16, minor: number as u16, extra })
+    }
+
+    /// Writes to Xen's own console. For the initial domain.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn console_write(&self, text: &[u8]) -> Result<(), XenError> {
+        let at = text.as_ptr().expose_provenance();
+        let args = [CONSOLEIO_WRITE as usize, text.len(), at, 0, 0];
+        // SAFETY: Xen reads `text.len()` bytes from `text`.
+        check(unsafe { self.call(NR_CONSOLE_IO, args) }).map(drop)
+    }
+
+    /// Maps what `pte` says at `va`, and forgets the old translation.
+    ///
+    /// # Safety
+    /// The page at `va` must belong to the caller, who from now on finds another frame there.
+    ///
+    /// # Errors
+    /// What Xen answers; nothing has changed then.
+    unsafe fn update_va_mapping(&self, va: usize, pte: u64) -> Result<(), XenError> {
+        let args = [va, pte as usize, UVMF_INVLPG as usize, 0, 0];
+        // SAFETY: the caller owns the page whose mapping changes.
+        check(unsafe { self.call(NR_UPDATE_VA_MAPPING, args) }).map(drop)
+    }
+
+    /// Installs exception handlers; `traps` ends with an entry whose address is 0.
+    ///
+    /// # Safety
+    /// Each address must be an exception entry that expects Xen's frame.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    unsafe fn set_trap_table(&self, traps: &[trap_info]) -> Result<(), XenError> {
+        let args = [traps.as_ptr().expose_provenance(), 0, 0, 0, 0];
+        // SAFETY: Xen reads up to the entry with address 0; the caller vouches for the handlers.
+        check(unsafe { self.call(NR_SET_TRAP_TABLE, args) }).map(drop)
+    }
+
+    /// Lets the kernel use I/O ports that its domain may touch.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn set_iopl(&self, iopl: u32) -> Result<(), XenError> {
+        let arg = SetIopl { iopl };
+        let args = [PHYSDEVOP_SET_IOPL as usize, input(&arg), 0, 0, 0];
+        // SAFETY: Xen reads the argument.
+        check(unsafe { self.call(NR_PHYSDEV_OP, args) }).map(drop)
+    }
+
+    /// A port on which `virq` of `vcpu` arrives.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn bind_virq(&self, virq: u32, vcpu: Vcpu) -> Result<Port, XenError> {
+        let mut arg = evtchn_bind_virq { virq, vcpu: vcpu.0, port: 0 };
+        let args = [EVTCHNOP_BIND_VIRQ as usize, output(&mut arg), 0, 0, 0];
+        // SAFETY: Xen reads and writes the argument.
+        check(unsafe { self.call(NR_EVENT_CHANNEL_OP, args) })?;
+        Ok(Port(arg.port))
+    }
+
+    /// Notifies the other end of `port`.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn notify(&self, port: Port) -> Result<(), XenError> {
+        let arg = evtchn_send { port: port.0 };
+        let args = [EVTCHNOP_SEND as usize, input(&arg), 0, 0, 0];
+        // SAFETY: Xen reads the argument.
+        check(unsafe { self.call(NR_EVENT_CHANNEL_OP, args) }).map(drop)
+    }
+
+    /// Sleeps until an event is pending on one of `ports`, masked or not; may wake without one.
+    ///
+    /// There is no timeout on purpose: a timer's port among `ports` is one, in the same clock.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn poll(&self, ports: &[Port]) -> Result<(), XenError> {
+        let arg = sched_poll {
+            // `Port` is transparent over `evtchn_port_t`, and Xen only reads the ports.
+            ports: ports.as_ptr().cast_mut().cast(),
+            nr_ports: u32::try_from(ports.len()).map_err(|_| XenError::Invalid)?,
+            timeout: 0,
+        };
+        let args = [SCHEDOP_POLL as usize, input(&arg), 0, 0, 0];
+        // SAFETY: Xen reads the argument and `nr_ports` ports.
+        check(unsafe { self.call(NR_SCHED_OP, args) }).map(drop)
+    }
+
+    /// Ends the domain. Returns only if Xen refuses.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn shutdown(&self, why: Shutdown) -> Result<(), XenError> {
+        let arg = sched_shutdown {
+            reason: match why {
+                Shutdown::Poweroff => SHUTDOWN_POWEROFF,
+                Shutdown::Reboot => SHUTDOWN_REBOOT,
+                Shutdown::Crash => SHUTDOWN_CRASH,
+            },
+        };
+        let args = [SCHEDOP_SHUTDOWN as usize, input(&arg), 0, 0, 0];
+        // SAFETY: Xen reads the argument.
+        check(unsafe { self.call(NR_SCHED_OP, args) }).map(drop)
+    }
+
+    /// Ends the periodic tick of `vcpu`.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn stop_periodic_timer(&self, vcpu: Vcpu) -> Result<(), XenError> {
+        let args = [VCPUOP_STOP_PERIODIC_TIMER as usize, vcpu.0 as usize, 0, 0, 0];
+        // SAFETY: takes no address.
+        check(unsafe { self.call(NR_VCPU_OP, args) }).map(drop)
+    }
+
+    /// `VIRQ_TIMER` when system time reaches `deadline_ns`; replaces the one that was set.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn set_singleshot_timer(&self, vcpu: Vcpu, deadline_ns: u64) -> Result<(), XenError> {
+        let arg = SetSingleshotTimer { timeout_abs_ns: deadline_ns, flags: 0 };
+        let args = [VCPUOP_SET_SINGLESHOT_TIMER as usize, vcpu.0 as usize, input(&arg), 0, 0];
+        // SAFETY: Xen reads the argument.
+        check(unsafe { self.call(NR_VCPU_OP, args) }).map(drop)
+    }
+
+    /// Disarms the single-shot timer of `vcpu`.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn stop_singleshot_timer(&self, vcpu: Vcpu) -> Result<(), XenError> {
+        let args = [VCPUOP_STOP_SINGLESHOT_TIMER as usize, vcpu.0 as usize, 0, 0, 0];
+        // SAFETY: takes no address.
+        check(unsafe { self.call(NR_VCPU_OP, args) }).map(drop)
+    }
+
+    /// The older way to the same timer, of the calling vCPU; a deadline of 0 disarms.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn set_timer_op(&self, deadline_ns: u64) -> Result<(), XenError> {
+        // SAFETY: takes no address.
+        check(unsafe { self.call(NR_SET_TIMER_OP, [deadline_ns as usize, 0, 0, 0, 0]) }).map(drop)
+    }
+
+    /// Real and virtual time in one instant, and the factor between them.
+    ///
+    /// # Errors
+    /// [`XenError::NotPermitted`] if the domain was not given `TDF_REVEAL`,
+    /// [`XenError::NotImplemented`] on a Xen without time dilation.
+    fn tdf_sample(&self, vcpu: Vcpu) -> Result<TdfSample, XenError> {
+        let mut sample = TdfSample::default();
+        let args = [VCPUOP_TDF_SAMPLE as usize, vcpu.0 as usize, output(&mut sample), 0, 0];
+        // SAFETY: Xen writes the sample.
+        check(unsafe { self.call(NR_VCPU_OP, args) })?;
+        Ok(sample)
+    }
+}
+
+impl<H: Hypercall + ?Sized> Xen for H {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    /// Notes each call, answers with a fixed result.
+    struct Recorder {
+        answer: isize,
+        calls: RefCell<Vec<(u32, [usize; 5])>>,
+    }
+
+    impl Hypercall for Recorder {
+        unsafe fn call(&self, number: u32, args: [usize; 5]) -> isize {
+            self.calls.borrow_mut().push((number, args));
+            self.answer
+        }
+    }
+
+    fn recorder(answer: isize) -> Recorder {
+        Recorder { answer, calls: RefCell::default() }
+    }
+
+    #[test]
+    fn a_negative_result_is_the_error_of_its_number() {
+        for (result, error) in [
+            (-1, XenError::NotPermitted),
+            (-14, XenError::BadAddress),
+            (-22, XenError::Invalid),
+            (-38, XenError::NotImplemented),
+            (-62, XenError::Other(62)),
+            (isize::MIN + 1, XenError::Other(i32::MAX)),
+        ] {
+            assert_eq!(recorder(result).set_timer_op(1), Err(error));
+        }
+        assert_eq!(recorder(0).set_timer_op(1), Ok(()));
+    }
+
+    #[test]
+    fn numbers_and_registers_are_those_of_the_public_headers() {
+        let xen = recorder(0);
+        xen.set_timer_op(u64::MAX).unwrap();
+        xen.stop_periodic_timer(Vcpu(3)).unwrap();
+        xen.console_write(b"abc").unwrap();
+        let calls = xen.calls.into_inner();
+        assert_eq!(calls[0], (15, [usize::MAX, 0, 0, 0, 0]));
+        assert_eq!(calls[1], (24, [7, 3, 0, 0, 0]));
+        assert_eq!((calls[2].0, &calls[2].1[..2]), (18, &[0, 3][..]));
+    }
+}
