@@ -59,10 +59,9 @@ extern "C" fn start(info: *mut start_info) -> ! {
 
     // SAFETY: as above.
     let line = unsafe { memory::command_line(info) };
-    let task = match core::str::from_utf8(line) {
-        Ok(line) => cmdline::parse(line).map_err(|error| log::error!("{error}")),
-        Err(error) => Err(log::error!("the command line is not text: {error}")),
-    };
+    let task = core::str::from_utf8(line)
+        .map_err(|error| log::error!("the command line is not text: {error}"))
+        .and_then(|line| cmdline::parse(line).map_err(|error| log::error!("{error}")));
     log::info!("boot_ns={}", machine.system_time_ns() - first_line_ns);
     match task {
         Ok(Task::Demo) => demo(machine),

@@ -196,7 +196,7 @@ mod tests {
         ) {
             let at = 1_000u64.wrapping_add_signed(ticks);
             let got = i128::from(info(mul, shift).system_time_at(at)) - 5_000;
-            let numerator = i128::from(ticks) * i128::from(mul) << (shift + 20);
+            let numerator = (i128::from(ticks) * i128::from(mul)) << (shift + 20);
             let exact = numerator.div_euclid(1 << 52);
             prop_assert_eq!(got, exact);
         }
