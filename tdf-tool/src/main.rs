@@ -1,2 +1,218 @@
-//! Placeholder.
-fn main() {}
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The command line of `tdf`.
+//!
+//! Exit codes: 0 all well, 1 failure (a sentence says which), 2 wrong usage.
+
+use std::error::Error;
+use std::fs::OpenOptions;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
+use tdf_abi::Tdf;
+use tdf_tool::create::CreateError;
+use tdf_tool::host::{Host, catch_signals};
+use tdf_tool::privcmd::Privcmd;
+use tdf_tool::xen::{Control, XenError};
+use tdf_tool::{create, probe, run, scenario, show};
+
+/// Creates, sets, shows and verifies dilated domains.
+///
+/// Runs in dom0 of a Xen that has time dilation. A domain is given by name or id, as to xl. A time
+/// dilation factor (TDF) is written 10, 2.5 or 5/2; at TDF 10 a domain's time runs ten times slower
+/// than real time.
+#[derive(Debug, Parser)]
+#[command(name = "tdf", version)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Create a domain from an xl configuration and dilate it before it runs
+    ///
+    /// The configuration's key `tdf = "2.5"` is the factor (xl ignores the key); without it the
+    /// hypervisor's default holds. With `tdf_reveal = 1` the domain may read real time, for guests
+    /// that measure their own dilation. If anything fails, no domain is left.
+    Create {
+        /// The xl configuration
+        config: PathBuf,
+        /// KEY=VALUE settings and the options -d -e -i -p -q of xl create
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "XL ARGS")]
+        xl_args: Vec<String>,
+    },
+    /// Give a running domain another factor; its time goes on without a jump
+    Set {
+        /// The domain
+        domain: String,
+        /// The factor: 10, 2.5, 5/2
+        tdf: Tdf,
+    },
+    /// Show a domain's factor, and its real and virtual time in one instant
+    Get {
+        /// The domain
+        domain: String,
+        /// As one JSON document (tdf.get/1)
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show all domains
+    List {
+        /// As one JSON document (tdf.list/1)
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run a scenario: create its domains, judge their clocks, destroy them
+    ///
+    /// What the domains print goes to standard error, the table of verdicts to standard output.
+    Run {
+        /// A name (ASSETS/scenarios/NAME.toml) or a path
+        scenario: String,
+        /// Seed of the moments at which clocks are read
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Instead of each factor that the scenario sets
+        #[arg(long)]
+        tdf: Option<Tdf>,
+        /// Write the verdict there, too, as one JSON document (tdf.run/1)
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+        /// Where guest, vmlinuz, linux-probe.cgz and scenarios/ are
+        #[arg(long, value_name = "DIR", default_value = "/usr/share/xen-tdf")]
+        assets: PathBuf,
+    },
+    /// Inside a Linux guest: read its clocks and print the readings
+    ///
+    /// Takes test=clocks span_ns=… samples=… seed=… from the kernel's command line. Needs root, the
+    /// module xen-privcmd, and a domain that was created with tdf_reveal = 1.
+    Probe,
+}
+
+fn main() -> ExitCode {
+    match execute(Cli::parse().verb) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            if let Some(CreateError::Argument(_)) = e.downcast_ref() {
+                Cli::command().error(ErrorKind::UnknownArgument, e).exit();
+            }
+            eprintln!("tdf: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print(text: &str) -> io::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// Does what was asked; `false` if what was to hold does not.
+fn execute(verb: Verb) -> Result<bool, Box<dyn Error>> {
+    match verb {
+        Verb::Create { config, xl_args } => create(&config, &xl_args)?,
+        Verb::Set { domain, tdf } => {
+            let mut control = Control::new(Host::open()?);
+            control.can_dilate()?;
+            let listed = control.find(&domain)?;
+            let before = control.get_tdf(listed.id)?;
+            control.set_tdf(listed.id, tdf, before.reveal)?;
+            let now = control.get_tdf(listed.id)?;
+            if now.tdf != tdf {
+                return Err(CreateError::NotTaken(tdf, now.tdf).into());
+            }
+            print(&format!("{}: TDF {tdf}, was {}\n", listed.name, before.tdf))?;
+        }
+        Verb::Get { domain, json } => {
+            let mut control = Control::new(Host::open()?);
+            control.can_dilate()?;
+            let listed = control.find(&domain)?;
+            let dilation = control.get_tdf(listed.id)?;
+            let text = if json { show::get_json } else { show::get_text };
+            print(&text(&listed, &dilation))?;
+        }
+        Verb::List { json } => {
+            let mut control = Control::new(Host::open()?);
+            control.can_dilate()?;
+            let mut domains = Vec::new();
+            for listed in control.domains()? {
+                match control.get_tdf(listed.id) {
+                    Ok(dilation) => domains.push((listed, dilation)),
+                    // It went while we looked.
+                    Err(XenError::NoDomain(_)) => {}
+                    Err(e) => return Err(e.into()),
+                }
+            }
+            print(&if json { show::list_json(&domains) } else { show::list_text(&domains) })?;
+        }
+        Verb::Run { scenario, seed, tdf, json, assets } => {
+            return run(&scenario, seed, tdf, json.as_deref(), &assets);
+        }
+        Verb::Probe => return probe(),
+    }
+    Ok(true)
+}
+
+fn create(config: &Path, xl_args: &[String]) -> Result<(), Box<dyn Error>> {
+    let (plan, warnings) = create::plan(config, xl_args)?;
+    for warning in warnings {
+        eprintln!("tdf: warning: {warning}");
+    }
+    let mut control = Control::new(Host::open()?);
+    catch_signals();
+    let created = control.create(&plan)?;
+    let (name, id, got) = (&plan.name, created.id, created.now.tdf);
+    let from = if plan.tdf.is_some() { "" } else { " (the hypervisor's default)" };
+    print(&format!("{name}: domain {id}, TDF {got}{from}\n"))?;
+    Ok(())
+}
+
+fn run(
+    given: &str,
+    seed: u64,
+    tdf: Option<Tdf>,
+    json: Option<&Path>,
+    assets: &Path,
+) -> Result<bool, Box<dyn Error>> {
+    let scenario = scenario::load(&scenario::locate(given, assets), tdf)?;
+    let mut control = Control::new(Host::open()?);
+    control.can_dilate()?;
+    catch_signals();
+    let report = run::run(&mut control, &scenario, seed, assets);
+    print(&report.text())?;
+    if let Some(path) = json {
+        let unwritten = |e| format!("cannot write {}: {e}", path.display());
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)
+            .map_err(unwritten)?;
+        file.write_all(report.json().as_bytes()).map_err(unwritten)?;
+    }
+    Ok(report.pass)
+}
+
+fn probe() -> Result<bool, Box<dyn Error>> {
+    let result = measure();
+    if result.is_err() {
+        print("Test result: ERROR\n")?;
+    }
+    let (text, pass) = result?;
+    print(&text)?;
+    Ok(pass)
+}
+
+fn measure() -> Result<(String, bool), Box<dyn Error>> {
+    let cmdline = std::fs::read_to_string("/proc/cmdline")
+        .map_err(|e| format!("cannot read /proc/cmdline: {e}"))?;
+    let parameters = probe::Parameters::parse(&cmdline)?;
+    let mut clocks =
+        probe::Linux::new(Privcmd::open()?).map_err(|e| format!("memory cannot be locked: {e}"))?;
+    let (tdf, readings) = probe::readings(&mut clocks, &parameters)?;
+    Ok(probe::transcript(tdf, &readings))
+}

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! `tdf`: creates, sets, shows and verifies dilated domains.
+//!
+//! The command runs in dom0 of a Xen that has time dilation. Domains are made by the stock `xl`;
+//! the few hypercalls beyond it go through `/dev/xen/privcmd`. All logic is here and runs without
+//! Xen: hypercalls sit behind [`xen::Hypervisor`], the rest of dom0 behind [`dom0::Dom0`], and a
+//! guest's clocks behind [`probe::Clocks`].
+
+pub mod create;
+pub mod dom0;
+#[cfg(test)]
+mod fake;
+pub mod host;
+pub mod judge;
+pub mod privcmd;
+pub mod probe;
+pub mod report;
+pub mod run;
+pub mod scenario;
+pub mod show;
+pub mod units;
+pub mod xen;
+pub mod xlcfg;

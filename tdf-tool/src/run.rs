@@ -1,0 +1,624 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Running a scenario.
+//!
+//! All domains of a scenario are made first, paused, each with its console open; then they run
+//! together. While their probes read their clocks, dom0 samples their virtual time through the
+//! hypervisor. A guest is believed nothing but its readings, and no guest can hold up the run: all
+//! waiting has a deadline. Whatever happens, the domains that were made are destroyed.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::create::{CreateError, Created, Plan};
+use crate::dom0::{ConsoleEvent, ConsoleId, Dom0, printable};
+use crate::judge::{Clocks, SegmentJudge};
+use crate::report::{DomainReport, Report, XenReport};
+use crate::scenario::{Domain, Factor, Kind, Scenario, TscMode};
+use crate::units::Span;
+use crate::xen::{Control, DomId, State};
+
+/// The clocks that a probe must have read.
+const GUEST_CLOCKS: [&str; 5] = ["system_time", "wall_clock", "tsc", "timer", "set_timer_op"];
+const LINUX_CLOCKS: [&str; 3] = ["CLOCK_MONOTONIC", "CLOCK_REALTIME", "nanosleep"];
+
+const GUEST_MEMORY_MIB: u32 = 16;
+const LINUX_MEMORY_MIB: u32 = 192;
+
+/// How long xenconsoled may take to make a console.
+const CONSOLE_TIMEOUT: Duration = Duration::from_secs(30);
+const CONSOLE_RETRY: Duration = Duration::from_millis(50);
+/// How often a domain is looked at that says nothing.
+const LOOK: Duration = Duration::from_millis(250);
+/// How long the last words of a domain that is down may be on their way.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+/// Longest line of a console; longer ones are cut.
+const LINE: usize = 1024;
+
+/// Real time for booting and for the toolstack …
+const TIMEOUT_NS: i64 = 60_000_000_000;
+/// … and virtual time that a guest's boot may spend sleeping.
+const TIMEOUT_VIRTUAL_NS: i128 = 250_000_000;
+
+/// What a probe said of itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Said {
+    Success,
+    Other(String),
+}
+
+/// A domain that runs.
+struct Watch<'a> {
+    domain: &'a Domain,
+    id: DomId,
+    console: ConsoleId,
+    line: Vec<u8>,
+    clocks: Clocks,
+    segment: SegmentJudge,
+    faults: Vec<String>,
+    said: Option<Said>,
+    started: Duration,
+    samples: u32,
+    next_look: Duration,
+    down_since: Option<Duration>,
+    /// It needs no more watching, whether it said something or not.
+    over: bool,
+}
+
+impl<'a> Watch<'a> {
+    fn new(domain: &'a Domain, created: &Created, console: ConsoleId) -> Self {
+        let tdf = domain.factor.tdf();
+        Self {
+            domain,
+            id: created.id,
+            console,
+            line: Vec::new(),
+            clocks: Clocks::new(tdf),
+            segment: SegmentJudge::new(tdf, &created.before),
+            faults: Vec::new(),
+            said: None,
+            started: Duration::ZERO,
+            samples: 0,
+            next_look: Duration::ZERO,
+            down_since: None,
+            over: false,
+        }
+    }
+
+    fn span(&self) -> Duration {
+        nanos(self.domain.span.real_ns(self.domain.factor.tdf()))
+    }
+
+    /// When the next sample of virtual time is due; `None` when all are taken.
+    fn next_sample(&self) -> Option<Duration> {
+        let count = self.domain.samples;
+        (self.samples <= count).then(|| self.started + self.span() * self.samples / count)
+    }
+
+    fn done(&self) -> bool {
+        let silent = matches!(self.domain.kind, Kind::Config(_));
+        self.over || (self.next_sample().is_none() && (silent || self.said.is_some()))
+    }
+
+    fn give_up(&mut self, why: String) {
+        self.faults.push(why);
+        self.over = true;
+    }
+
+    /// Takes what the console brought; returns the complete lines.
+    fn bytes(&mut self, bytes: &[u8]) -> Vec<String> {
+        let mut lines = Vec::new();
+        for &byte in bytes {
+            if byte == b'\n' {
+                lines.extend(self.end_line());
+            } else if self.line.len() < LINE {
+                self.line.push(byte);
+            }
+        }
+        lines
+    }
+
+    /// Takes what there is of the current line as a line.
+    fn end_line(&mut self) -> Option<String> {
+        let line = String::from_utf8_lossy(&self.line).trim_end().to_owned();
+        self.line.clear();
+        if self.said.is_none() {
+            match line.strip_prefix("Test result: ") {
+                Some("SUCCESS") => self.said = Some(Said::Success),
+                Some(other) => self.said = Some(Said::Other(printable(other))),
+                None => self.clocks.line(&line),
+            }
+        }
+        (!line.is_empty()).then(|| format!("{}| {}", self.domain.name, printable(&line)))
+    }
+
+    fn report(mut self) -> (DomainReport, Vec<String>) {
+        let wanted: &[&str] = match self.domain.kind {
+            Kind::Guest => &GUEST_CLOCKS,
+            Kind::Linux => &LINUX_CLOCKS,
+            Kind::Config(_) => &[],
+        };
+        if let Some(Said::Other(result)) = &self.said {
+            self.faults.push(format!("its probe says {result} of itself"));
+        }
+        let real_ns = self.domain.span.real_ns(self.domain.factor.tdf());
+        let (segment, segment_faults) = self.segment.finish();
+        let (clocks, clock_faults) = self.clocks.finish(wanted, real_ns);
+        let rows = segment.into_iter().chain(clocks).collect();
+        let faults = [self.faults, segment_faults, clock_faults].concat();
+        domain_report(self.domain, rows, faults)
+    }
+}
+
+fn domain_report(
+    domain: &Domain,
+    clocks: Vec<crate::report::Row>,
+    faults: Vec<String>,
+) -> (DomainReport, Vec<String>) {
+    let report = DomainReport {
+        name: domain.name.clone(),
+        kind: domain.kind.to_string(),
+        tdf: domain.factor.tdf().to_string(),
+        tsc_mode: domain.tsc_mode.to_string(),
+        pass: faults.is_empty(),
+        clocks,
+    };
+    let named = faults.iter().map(|fault| format!("{}: {fault}", domain.name)).collect();
+    (report, named)
+}
+
+const fn nanos(ns: i64) -> Duration {
+    Duration::from_nanos(ns.unsigned_abs())
+}
+
+/// `text` as a string of xl's syntax.
+fn quote(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+/// The xl configuration of a domain with a probe; `None` if it has one already.
+fn configuration(domain: &Domain, seed: u64, assets: &Path) -> Option<String> {
+    let (kernel, ramdisk, memory, extra) = match domain.kind {
+        Kind::Guest => ("guest", None, GUEST_MEMORY_MIB, ""),
+        Kind::Linux => {
+            ("vmlinuz", Some("linux-probe.cgz"), LINUX_MEMORY_MIB, "console=hvc0 quiet ")
+        }
+        Kind::Config(_) => return None,
+    };
+    let asset = |name: &str| quote(&assets.join(name).to_string_lossy());
+    let ramdisk = ramdisk.map(|name| format!("ramdisk = {}\n", asset(name))).unwrap_or_default();
+    Some(format!(
+        "# Written by tdf run. Change the scenario instead.\n\
+         type = \"pv\"\nname = {}\nkernel = {}\n{ramdisk}memory = {}\nvcpus = {}\n\
+         tsc_mode = \"{}\"\nextra = \"{extra}test=clocks span_ns={} samples={} seed={seed}\"\n\
+         on_poweroff = \"destroy\"\non_reboot = \"destroy\"\non_crash = \"destroy\"\n",
+        quote(&domain.name),
+        asset(kernel),
+        domain.memory_mib.unwrap_or(memory),
+        domain.vcpus,
+        domain.tsc_mode,
+        domain.span.virtual_ns(domain.factor.tdf()),
+        domain.samples,
+    ))
+}
+
+struct Run<'a, M: Dom0> {
+    control: &'a mut Control<M>,
+    scenario: &'a Scenario,
+    seed: u64,
+    assets: &'a Path,
+    /// Names of the domains that exist because of us.
+    made: Vec<String>,
+}
+
+impl<M: Dom0> Drop for Run<'_, M> {
+    fn drop(&mut self) {
+        // Only after a panic is there anything left; then there is nobody to tell.
+        self.destroy_all();
+    }
+}
+
+/// Runs `scenario`.
+pub fn run<M: Dom0>(
+    control: &mut Control<M>,
+    scenario: &Scenario,
+    seed: u64,
+    assets: &Path,
+) -> Report {
+    let version = control.version();
+    let mut run = Run { control, scenario, seed, assets, made: Vec::new() };
+    let at_once = if scenario.sequential { 1 } else { scenario.domains.len().max(1) };
+    let (mut domains, mut failures) = (Vec::new(), Vec::new());
+    for group in scenario.domains.chunks(at_once) {
+        for (report, faults) in run.group(group) {
+            domains.push(report);
+            failures.extend(faults);
+        }
+        failures.extend(run.destroy_all());
+    }
+    Report {
+        schema: "tdf.run/1",
+        scenario: scenario.name.clone(),
+        seed,
+        pass: failures.is_empty(),
+        xen: XenReport { version },
+        domains,
+        failures,
+    }
+}
+
+impl<M: Dom0> Run<'_, M> {
+    /// Runs `domains` together; a report and the failures of each.
+    fn group(&mut self, domains: &[Domain]) -> Vec<(DomainReport, Vec<String>)> {
+        let mut prepared: Vec<Result<Watch<'_>, String>> = Vec::new();
+        for domain in domains {
+            prepared.push(self.prepare(domain));
+        }
+        // One that cannot be made fails the scenario, but the others still tell what they can.
+        for watch in prepared.iter_mut().flatten() {
+            self.start(watch);
+        }
+        let mut running: Vec<&mut Watch<'_>> = prepared.iter_mut().flatten().collect();
+        self.watch(&mut running);
+        let pairs = domains.iter().zip(prepared);
+        pairs
+            .map(|(domain, prepared)| match prepared {
+                Ok(watch) => watch.report(),
+                Err(why) => domain_report(domain, Vec::new(), vec![why]),
+            })
+            .collect()
+    }
+
+    fn log(&mut self, text: &str) {
+        self.control.machine.log(&format!("tdf| {text}"));
+    }
+
+    fn plan(&mut self, domain: &Domain) -> Result<Plan, String> {
+        // Without a monitor (-e) a domain that shuts down stays until we have read its last words.
+        let mut xl_args = vec!["-e".to_owned(), "-q".to_owned()];
+        let config = match (configuration(domain, self.seed, self.assets), &domain.kind) {
+            (None, Kind::Config(path)) => {
+                xl_args.push(format!("name={}", quote(&domain.name)));
+                xl_args.extend(domain.memory_mib.map(|mib| format!("memory={mib}")));
+                if domain.tsc_mode != TscMode::Default {
+                    xl_args.push(format!("tsc_mode=\"{}\"", domain.tsc_mode));
+                }
+                path.clone()
+            }
+            (text, _) => self
+                .control
+                .machine
+                .write_config(
+                    &self.scenario.name,
+                    &format!("{}.cfg", domain.name),
+                    &text.unwrap_or_default(),
+                )
+                .map_err(|e| format!("its configuration cannot be written: {e}"))?,
+        };
+        let (tdf, reveal) = match domain.factor {
+            Factor::Set(tdf) => (Some(tdf), true),
+            Factor::Default(_) => (None, false),
+        };
+        let config = config.to_string_lossy().into_owned();
+        Ok(Plan { name: domain.name.clone(), config, xl_args, tdf, reveal })
+    }
+
+    fn prepare<'d>(&mut self, domain: &'d Domain) -> Result<Watch<'d>, String> {
+        let plan = self.plan(domain)?;
+        let created = match self.control.build(&plan) {
+            Ok(created) => created,
+            Err(e) => {
+                if matches!(e, CreateError::LeftBehind(..)) {
+                    self.made.push(domain.name.clone());
+                }
+                return Err(e.to_string());
+            }
+        };
+        self.made.push(domain.name.clone());
+        if let Factor::Default(expected) = domain.factor {
+            self.reveal_default(&created, expected)?;
+        }
+        let console = self.console(created.id)?;
+        self.log(&format!("{} is domain {}, TDF {}", domain.name, created.id, created.now.tdf));
+        Ok(Watch::new(domain, &created, console))
+    }
+
+    /// The domain has the hypervisor's factor, which nobody has set; now it may read real time.
+    fn reveal_default(&mut self, created: &Created, expected: tdf_abi::Tdf) -> Result<(), String> {
+        let got = created.before.tdf;
+        if got != expected {
+            return Err(format!(
+                "the hypervisor's default made it run at TDF {got}, not {expected}"
+            ));
+        }
+        self.control.set_tdf(created.id, got, true).map_err(|e| e.to_string())
+    }
+
+    fn console(&mut self, id: DomId) -> Result<ConsoleId, String> {
+        let deadline = self.control.machine.now() + CONSOLE_TIMEOUT;
+        loop {
+            if let Some(tty) = self.control.console_tty(id).map_err(|e| e.to_string())? {
+                let console = self.control.machine.open_console(&tty);
+                return console.map_err(|e| format!("its console {tty} cannot be opened: {e}"));
+            }
+            if self.control.machine.interrupted() {
+                return Err(CreateError::Interrupted.to_string());
+            }
+            if self.control.machine.now() >= deadline {
+                return Err("it has no console: is xenconsoled running?".to_owned());
+            }
+            // Its domain has not run, so no console has anything to say meanwhile.
+            self.control
+                .machine
+                .wait(CONSOLE_RETRY)
+                .map_err(|e| format!("consoles cannot be watched: {e}"))?;
+        }
+    }
+
+    fn start(&mut self, watch: &mut Watch<'_>) {
+        if let Err(e) = self.control.start(&watch.domain.name) {
+            return watch.give_up(e.to_string());
+        }
+        // The first sample, before the span begins: the last is then at least the span later.
+        self.sample(watch, Duration::ZERO);
+        watch.started = self.control.machine.now();
+        watch.next_look = watch.started + LOOK;
+    }
+
+    fn timeout(&self, domain: &Domain) -> Duration {
+        let tdf = domain.factor.tdf();
+        let usual = || {
+            let sleeping = i64::try_from(tdf.to_real(TIMEOUT_VIRTUAL_NS)).unwrap_or(i64::MAX);
+            let span = domain.span.real_ns(tdf).saturating_mul(4);
+            span.saturating_add(TIMEOUT_NS).saturating_add(sleeping)
+        };
+        nanos(self.scenario.timeout.map_or_else(usual, Span::ns))
+    }
+
+    fn watch(&mut self, watches: &mut [&mut Watch<'_>]) {
+        while watches.iter().any(|watch| !watch.done()) {
+            if self.control.machine.interrupted() {
+                let unfinished = watches.iter_mut().filter(|watch| !watch.done());
+                unfinished.for_each(|watch| watch.give_up("interrupted".to_owned()));
+                break;
+            }
+            let now = self.control.machine.now();
+            let mut next = now + LOOK;
+            for watch in watches.iter_mut().filter(|watch| !watch.over) {
+                self.sample(watch, now);
+                self.look(watch, now);
+                next = next.min(watch.next_sample().unwrap_or(next));
+            }
+            let now = self.control.machine.now();
+            match self.control.machine.wait(next.saturating_sub(now)) {
+                Ok(events) => self.dispatch(watches, &events),
+                Err(e) => {
+                    let why = format!("consoles cannot be watched: {e}");
+                    watches.iter_mut().for_each(|watch| watch.give_up(why.clone()));
+                }
+            }
+        }
+        for watch in watches.iter_mut() {
+            if let Some(line) = watch.end_line() {
+                self.control.machine.log(&line);
+            }
+        }
+    }
+
+    fn sample(&mut self, watch: &mut Watch<'_>, now: Duration) {
+        if watch.next_sample().is_none_or(|due| now < due) {
+            return;
+        }
+        watch.samples += 1;
+        match self.control.get_tdf(watch.id) {
+            Ok(dilation) => watch.segment.add(&dilation),
+            Err(e) => watch.give_up(format!("its virtual time cannot be sampled: {e}")),
+        }
+    }
+
+    /// Notices a domain that will say nothing any more.
+    fn look(&mut self, watch: &mut Watch<'_>, now: Duration) {
+        if now < watch.next_look || watch.said.is_some() {
+            return;
+        }
+        watch.next_look = now + LOOK;
+        let timeout = self.timeout(watch.domain);
+        if now >= watch.started + timeout {
+            let seconds = timeout.as_secs();
+            return watch.give_up(format!("no line `Test result: …` in {seconds} s of real time"));
+        }
+        let end = match self.control.state(watch.id) {
+            Ok(State::Alive) => return,
+            Ok(State::Shutdown(reason)) => format!("it {reason}"),
+            Ok(State::Gone) => "it is gone".to_owned(),
+            Err(e) => return watch.give_up(e.to_string()),
+        };
+        if now >= *watch.down_since.get_or_insert(now) + LAST_WORDS {
+            watch.give_up(format!("{end} without a line `Test result: …`"));
+        }
+    }
+
+    fn dispatch(&mut self, watches: &mut [&mut Watch<'_>], events: &[ConsoleEvent]) {
+        for event in events {
+            let (ConsoleEvent::Bytes(id, _) | ConsoleEvent::Closed(id)) = event;
+            let Some(watch) = watches.iter_mut().find(|watch| watch.console == *id) else {
+                continue;
+            };
+            let lines = match event {
+                ConsoleEvent::Bytes(_, bytes) => watch.bytes(bytes),
+                ConsoleEvent::Closed(_) => watch.end_line().into_iter().collect(),
+            };
+            lines.iter().for_each(|line| self.control.machine.log(line));
+        }
+    }
+
+    /// Destroys what exists because of us; a sentence for each domain that would not go.
+    fn destroy_all(&mut self) -> Vec<String> {
+        let mut failures = Vec::new();
+        for name in std::mem::take(&mut self.made) {
+            let result = self.control.domid(&name).and_then(|id| match id {
+                Some(id) => self.control.xl(&["destroy", &id.to_string()]).map(drop),
+                None => Ok(()),
+            });
+            failures.extend(result.err().map(|e| format!("{name}: it is still there: {e}")));
+        }
+        failures
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::{Behaviour, Fault, Machine};
+    use crate::scenario::tests::read;
+
+    const SCENARIO: &str = r#"
+        name = "trial"
+        [[domain]]
+        name = "native"
+        kind = "guest"
+        tdf = "10"
+        tsc_mode = "native"
+        [[domain]]
+        name = "linux"
+        kind = "linux"
+        tdf = "5/2"
+        [[check]]
+        clocks = ["native", "linux"]
+        for_real = "4 s"
+    "#;
+
+    fn tried(text: &str, prepare: impl Fn(&mut Machine)) -> (Report, Control<Machine>) {
+        let mut control = Machine::control();
+        prepare(&mut control.machine);
+        let report = run(&mut control, &read(text).unwrap(), 1, Path::new("/assets"));
+        assert!(control.machine.domains.is_empty(), "domains are left");
+        (report, control)
+    }
+
+    fn fails(prepare: impl Fn(&mut Machine), says: &str) -> Report {
+        let (report, _) = tried(SCENARIO, prepare);
+        let failures = report.failures.join("\n");
+        assert!(!report.pass && failures.contains(says), "{says}: {}", report.text());
+        report
+    }
+
+    fn behave(name: &str, behaviour: Behaviour) -> impl Fn(&mut Machine) {
+        move |machine| {
+            machine.behaviours.insert(name.to_owned(), behaviour);
+        }
+    }
+
+    #[test]
+    fn right_clocks_pass_and_every_clock_has_its_row() {
+        let (report, control) = tried(SCENARIO, |_| {});
+        assert!(report.pass, "{}", report.text());
+        let rows = |i: usize| -> Vec<&str> {
+            report.domains[i].clocks.iter().map(|row| row.name.as_str()).collect()
+        };
+        assert_eq!(rows(0), [&["xen"][..], &GUEST_CLOCKS].concat());
+        assert_eq!(rows(1), [&["xen"][..], &LINUX_CLOCKS].concat());
+        for row in report.domains.iter().flat_map(|domain| &domain.clocks) {
+            assert!(row.pass && row.readings >= 19, "{row:?}");
+        }
+        let xen = &report.domains[0].clocks[0];
+        assert!(xen.readings == 20 && xen.error_ns.abs() <= 1 && xen.bound_ns == 1);
+        assert_eq!(report.xen.version, "4.17.5");
+        let log = control.machine.log.join("\n");
+        assert!(log.contains("native| booting \u{fffd}[1m") && log.contains("linux| Test result"));
+    }
+
+    #[test]
+    fn the_virtual_span_is_that_of_the_factor() {
+        let (_, control) = tried(SCENARIO, |_| {});
+        let config = |name: &str| &control.machine.files[&format!("/run/trial/{name}.cfg")];
+        assert!(config("native").contains("span_ns=400000000 samples=20 seed=1\""));
+        assert!(
+            config("linux").contains("extra = \"console=hvc0 quiet test=clocks span_ns=1600000000")
+        );
+        assert!(config("linux").contains("ramdisk = \"/assets/linux-probe.cgz\""));
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_document_and_log() {
+        let (first, again) = (tried(SCENARIO, |_| {}), tried(SCENARIO, |_| {}));
+        assert_eq!(first.0.json(), again.0.json());
+        assert_eq!(first.1.machine.log, again.1.machine.log);
+    }
+
+    #[test]
+    fn a_clock_that_is_one_ppm_fast_fails_although_its_guest_is_content() {
+        let report = fails(behave("native", Behaviour::Fast), "native: tsc: after");
+        assert!(!report.domains[0].pass && report.domains[1].pass);
+        fails(behave("linux", Behaviour::Fast), "linux: CLOCK_REALTIME: after");
+    }
+
+    #[test]
+    fn guests_that_misbehave_fail_and_hold_up_nothing() {
+        for (behaviour, says) in [
+            (Behaviour::Missing, "native: timer: the guest never read it"),
+            (Behaviour::SaysFailure, "native: its probe says FAILURE"),
+            (Behaviour::Mute, "native: no line `Test result: …` in 78 s"),
+            (Behaviour::Floods, "native: no line `Test result: …`"),
+            (Behaviour::Crashes, "native: it crashed without a line"),
+        ] {
+            let report = fails(behave("native", behaviour), says);
+            assert!(report.domains[1].pass, "{}", report.text());
+        }
+    }
+
+    #[test]
+    fn a_hypervisor_that_misbehaves_fails() {
+        fails(|m| m.fault = Some(Fault::Jump), "virtual time is 3 ns off its own segment");
+        fails(|m| m.fault = Some(Fault::NoPatch), "no time dilation");
+        fails(|m| m.fault = Some(Fault::Set(libc::EOPNOTSUPP)), "cannot dilate this kind");
+        fails(|m| m.fault = Some(Fault::NoConsole), "is xenconsoled running?");
+        fails(|m| m.fault = Some(Fault::Unpause), "`xl unpause native` failed");
+    }
+
+    #[test]
+    fn interrupted_at_any_moment_no_domain_is_left() {
+        for moment in 0..40 {
+            fails(|m| m.interrupt_after = Some(moment), "interrupted");
+        }
+    }
+
+    #[test]
+    fn a_domain_that_will_not_go_is_reported() {
+        let mut control = Machine::control();
+        control.machine.indestructible = true;
+        let report = run(&mut control, &read(SCENARIO).unwrap(), 1, Path::new("/"));
+        assert!(!report.pass && report.failures[0].contains("native: it is still there"));
+    }
+
+    const DEFAULT: &str = r#"
+        name = "default"
+        sequential = true
+        [[domain]]
+        name = "a"
+        kind = "guest"
+        create = "xl"
+        expect_tdf = "20"
+        [[domain]]
+        name = "b"
+        kind = "guest"
+        tdf = "1"
+        [[check]]
+        clocks = ["a"]
+        for_virtual = "100 ms"
+        [[check]]
+        clocks = ["b"]
+        for_real = "2 s"
+    "#;
+
+    #[test]
+    fn the_default_of_the_hypervisor_is_checked_before_anything_is_set() {
+        let twenty = |machine: &mut Machine| machine.default = "20".parse().unwrap();
+        let (report, _) = tried(DEFAULT, twenty);
+        assert!(report.pass, "{}", report.text());
+        assert_eq!(report.domains[0].clocks[0].virtual_ns / 1_000_000, 100);
+        let (report, control) = tried(DEFAULT, |_| {});
+        assert!(report.failures[0].contains("made it run at TDF 1, not 20"), "{}", report.text());
+        assert_eq!(control.machine.sets, 1, "only b is set");
+        assert!(report.domains[1].pass);
+    }
+}
