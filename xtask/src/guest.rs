@@ -23,6 +23,9 @@ const RUSTFLAGS: &str = "-Cpanic=abort -Crelocation-model=static -Ctarget-featur
 /// Largest image that is accepted, in bytes.
 const SIZE_LIMIT: u64 = 512 * 1024;
 
+/// Faults that are shown when the lint fails.
+const FAULTS_SHOWN: usize = 10;
+
 /// ELF notes that Xen's domain builder needs, by their names in `public/elfnote.h`.
 const NOTES: &[(u64, &str)] = &[
     (1, "ENTRY"),
@@ -82,7 +85,9 @@ pub fn build() -> Result<Image> {
     let listing = objdump.command().output().context("cannot start objdump")?.stdout;
     let faults = lint(&path, &String::from_utf8_lossy(&listing))?;
     if !faults.is_empty() {
-        bail!("the guest image is not fit to boot:\n  {}", faults.join("\n  "));
+        let shown = &faults[..faults.len().min(FAULTS_SHOWN)];
+        let more = faults.len() - shown.len();
+        bail!("the guest image is not fit to boot ({more} more):\n  {}", shown.join("\n  "));
     }
     step.done(&format!("{} KiB, lint ok", size.div_ceil(1024)));
     Ok(Image { path, size })
