@@ -287,7 +287,7 @@ impl Hypervisor for Machine {
     fn call(&mut self, op: Op<'_>) -> Result<u64, Errno> {
         let domctl = match op {
             Op::Domctl(domctl) => domctl,
-            Op::Version => return Ok(4 << 16 | 17),
+            Op::Version => return Ok((4 << 16) | 17),
             Op::ExtraVersion(extra) => {
                 extra[..2].copy_from_slice(b".5");
                 return Ok(0);
@@ -339,8 +339,8 @@ impl Hypervisor for Machine {
                 let virt = domain.virt(real) + jump;
                 domctl.answer(&GetTdf {
                     version: TDF_ABI_VERSION,
-                    flags: u32::from(domain.reveal) * TDF_REVEAL
-                        | u32::from(domain.active) * TDF_ACTIVE,
+                    flags: (u32::from(domain.reveal) * TDF_REVEAL)
+                        | (u32::from(domain.active) * TDF_ACTIVE),
                     num: domain.tdf.num(),
                     den: domain.tdf.den(),
                     real0_ns: domain.real0,
@@ -352,7 +352,7 @@ impl Hypervisor for Machine {
             }
             Request::Info => {
                 let down = domain.down.filter(|(at, _)| *at <= real);
-                let flags = down.map_or(0, |(_, reason)| 1 << 2 | u32::from(reason) << 16);
+                let flags = down.map_or(0, |(_, reason)| (1 << 2) | (u32::from(reason) << 16));
                 domctl.answer_info(id, flags);
             }
         }

@@ -14,7 +14,7 @@ use crate::xen::Dilation;
 /// Clocks that one guest may speak of; it is not trusted with our memory.
 const MOST_CLOCKS: usize = 16;
 
-/// Virtual time as Xen reports it may be off by so much, ns: both ends are rounded down.
+/// Two samples of virtual time may differ by so much from ΔR/TDF, ns: Xen rounds each down.
 const ROUNDING_NS: i64 = 1;
 
 struct Clock {
@@ -172,7 +172,7 @@ impl SegmentJudge {
         if d.active {
             let expected = self.tdf.to_virtual(wide(d.real_ns, d.real0_ns));
             let off = wide(d.virt_ns, d.virt0_ns) - expected;
-            if off.abs() > ROUNDING_NS.into() {
+            if off != 0 {
                 self.fault(format!("xen: virtual time is {off} ns off its own segment"));
             }
         }
@@ -217,8 +217,8 @@ impl SegmentJudge {
         });
         match &row {
             None => self.faults.push("xen: virtual time was not sampled".to_owned()),
-            Some(row) if self.faults.is_empty() => self.faults.extend(row.complaint()),
-            Some(_) => {}
+            Some(row) if !self.faults.is_empty() && row.error_ns.abs() <= row.bound_ns => {}
+            Some(row) => self.faults.extend(row.complaint()),
         }
         (row, self.faults)
     }
@@ -264,8 +264,9 @@ mod tests {
     fn every_departure_from_it_is_seen() {
         let good = at(1000, 700);
         for (bad, says) in [
-            (at(2000, 802), "off its own segment"),
-            (at(2000, 798), "off its own segment"),
+            (at(2000, 801), "1 ns off its own segment"),
+            (at(2000, 799), "-1 ns off its own segment"),
+            (Dilation { virt0_ns: 702, ..at(2000, 802) }, "instead of 100: error 2 ns"),
             (Dilation { tdf: Tdf::ONE, ..at(2000, 800) }, "runs at TDF 1, not 10"),
             (Dilation { virt0_ns: 701, ..at(2000, 801) }, "changed the domain's TDF"),
             (Dilation { wall_ns: 5_000_802, ..at(2000, 800) }, "wall clock"),

@@ -86,8 +86,9 @@ enum Verb {
     },
     /// Inside a Linux guest: read its clocks and print the readings
     ///
-    /// Takes test=clocks span_ns=… samples=… seed=… from the kernel's command line. Needs root, the
-    /// module xen-privcmd, and a domain that was created with tdf_reveal = 1.
+    /// Takes test=clocks span_ns=… samples=… seed=… from the kernel's command line. Needs root, a
+    /// domain that was created with tdf_reveal = 1, and the module xen-privcmd, which recent kernels
+    /// want loaded with unrestricted=1.
     Probe,
 }
 
@@ -213,6 +214,6 @@ fn measure() -> Result<(String, bool), Box<dyn Error>> {
     let parameters = probe::Parameters::parse(&cmdline)?;
     let mut clocks =
         probe::Linux::new(Privcmd::open()?).map_err(|e| format!("memory cannot be locked: {e}"))?;
-    let (tdf, readings) = probe::readings(&mut clocks, &parameters)?;
+    let (tdf, readings) = clocks.readings(&parameters)?;
     Ok(probe::transcript(tdf, &readings))
 }

@@ -35,7 +35,7 @@ struct Hypercall {
 }
 
 /// `IOCTL_PRIVCMD_HYPERCALL`: `_IOC(_IOC_NONE, 'P', 0, sizeof(struct privcmd_hypercall))`.
-const IOCTL_HYPERCALL: u32 = (size_of::<Hypercall>() as u32) << 16 | (b'P' as u32) << 8;
+const IOCTL_HYPERCALL: u32 = ((size_of::<Hypercall>() as u32) << 16) | ((b'P' as u32) << 8);
 
 /// Why no hypercall can be made at all.
 #[derive(Debug)]

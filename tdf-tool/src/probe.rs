@@ -12,7 +12,7 @@ use tdf_abi::{Tdf, TdfSample};
 use tdf_xen::reading::{Judge, Reading};
 
 use crate::privcmd::Privcmd;
-use crate::xen::{Errno, sample};
+use crate::xen::{Errno, Hypervisor, Op, sample};
 
 /// The clocks that a probe reads.
 pub trait Clocks {
@@ -47,6 +47,8 @@ pub enum ProbeError {
     Parameter(&'static str),
     /// The domain may not read real time.
     Hidden,
+    /// Linux lets nobody make hypercalls.
+    Blocked,
     /// Xen without the patch.
     NoDilation,
     /// Any other error of the hypercall.
@@ -66,6 +68,9 @@ impl fmt::Display for ProbeError {
             Self::Hidden => {
                 f.write_str("Xen hides real time from this domain; create it with tdf_reveal = 1")
             }
+            Self::Blocked => f.write_str(
+                "this Linux blocks hypercalls from user space; load xen-privcmd with unrestricted=1",
+            ),
             Self::NoDilation => f.write_str("this hypervisor has no time dilation"),
             Self::Sample(errno) => write!(f, "real time cannot be sampled: {errno}"),
             Self::Nonsense(num, den) => write!(f, "Xen reports {num}/{den} as TDF, which is none"),
@@ -93,7 +98,7 @@ impl Parameters {
     pub fn parse(cmdline: &str) -> Result<Self, ProbeError> {
         let value = |key: &'static str| {
             let words = cmdline.split_whitespace().filter_map(|word| word.split_once('='));
-            let found = words.filter(|(k, _)| *k == key).map(|(_, value)| value).last();
+            let found = words.rev().find(|(k, _)| *k == key).map(|(_, value)| value);
             found.ok_or(ProbeError::Parameter(key))
         };
         if value("test")? != "clocks" {
@@ -153,7 +158,7 @@ const MONOTONIC: &str = "CLOCK_MONOTONIC";
 const REALTIME: &str = "CLOCK_REALTIME";
 const NANOSLEEP: &str = "nanosleep";
 
-/// Reads all clocks as `parameters` say.
+/// Reads all `clocks` as `parameters` say.
 ///
 /// # Errors
 /// Real time cannot be sampled.
@@ -237,6 +242,24 @@ impl Linux {
         match unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) } {
             0 => Ok(Self(privcmd)),
             _ => Err(io::Error::last_os_error()),
+        }
+    }
+
+    /// Reads all clocks as `parameters` say.
+    ///
+    /// # Errors
+    /// Real time cannot be sampled.
+    pub fn readings(
+        &mut self,
+        parameters: &Parameters,
+    ) -> Result<(Tdf, Vec<Reading<'static>>), ProbeError> {
+        match readings(self, parameters) {
+            // Recent kernels refuse all hypercalls of an ordinary domain's user space, even those
+            // that Xen grants to everybody.
+            Err(ProbeError::Hidden) if self.0.call(Op::Version) == Err(Errno(libc::EPERM)) => {
+                Err(ProbeError::Blocked)
+            }
+            result => result,
         }
     }
 }
