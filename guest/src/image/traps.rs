@@ -100,6 +100,7 @@ struct Frame {
     vector: u64,
     error: u64,
     rip: u64,
+    /// The selector; bit 32 says that events were masked.
     cs: u64,
     rflags: u64,
     rsp: u64,
