@@ -49,6 +49,7 @@ enum Verb {
         /// The domain
         domain: String,
         /// The factor: 10, 2.5, 5/2
+        #[arg(allow_hyphen_values = true)]
         tdf: Tdf,
     },
     /// Show a domain's factor, and its real and virtual time in one instant
@@ -75,7 +76,7 @@ enum Verb {
         #[arg(long, default_value_t = 1)]
         seed: u64,
         /// Instead of each factor that the scenario sets
-        #[arg(long)]
+        #[arg(long, allow_hyphen_values = true)]
         tdf: Option<Tdf>,
         /// Write the verdict there, too, as one JSON document (tdf.run/1)
         #[arg(long, value_name = "FILE")]
@@ -182,17 +183,17 @@ fn run(
     let scenario = scenario::load(&scenario::locate(given, assets), tdf)?;
     let mut control = Control::new(Host::open()?);
     control.can_dilate()?;
+    // Before the run, which may be long, and not after it.
+    let mut document = None;
+    if let Some(path) = json {
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(path);
+        let unwritten = move |e| format!("cannot write {}: {e}", path.display());
+        document = Some((file.map_err(unwritten)?, unwritten));
+    }
     catch_signals();
     let report = run::run(&mut control, &scenario, seed, assets);
     print(&report.text())?;
-    if let Some(path) = json {
-        let unwritten = |e| format!("cannot write {}: {e}", path.display());
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .open(path)
-            .map_err(unwritten)?;
+    if let Some((mut file, unwritten)) = document {
         file.write_all(report.json().as_bytes()).map_err(unwritten)?;
     }
     Ok(report.pass)
