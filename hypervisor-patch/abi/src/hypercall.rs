@@ -7,7 +7,8 @@ pub const TDF_ABI_VERSION: u32 = 1;
 /// `XEN_DOMCTL_set_tdf`: give a domain a new time dilation factor.
 ///
 /// Errors: `EINVAL` factor or flags out of range, `EPERM` the caller or the target may not,
-/// `EOPNOTSUPP` this kind of domain cannot be dilated, `ESRCH` no such domain, `ENOSYS` no patch.
+/// `EOPNOTSUPP` this kind of domain cannot be dilated, `EBUSY` it may already read its clock without
+/// Xen (`clocksource=tsc` only), `ESRCH` no such domain, `ENOSYS` no patch.
 pub const XEN_DOMCTL_SET_TDF: u32 = 0x7df0;
 
 /// `XEN_DOMCTL_get_tdf`: read a domain's factor, segment and clocks, all in one instant.
