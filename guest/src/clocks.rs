@@ -11,7 +11,7 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use tdf_abi::{Tdf, TdfError};
+use tdf_abi::{Tdf, TdfError, TdfSample};
 use tdf_xen::hypercall::{Hypercall, Xen, XenError};
 use tdf_xen::reading::{Judge, Reading};
 
@@ -31,6 +31,9 @@ const TIMER_SLACK_REAL_NS: i64 = 50_000 + 1_000_000;
 /// Longest real time between two readings of the TSC, ns: a tenth of what a published line lasts,
 /// so that at least four fifths of the time are measured.
 const TSC_SLICE_REAL_NS: i128 = 100_000_000;
+
+/// Difference between system time as read and as told by Xen that no latency explains, ns.
+const LOST_NS: u64 = 10_000_000_000;
 
 /// ns by which two clocks that each round down may disagree.
 const ROUNDING_NS: i64 = 2;
@@ -145,12 +148,17 @@ impl<'m, X: Hypercall + Cpu> Run<'m, X> {
         }
     }
 
+    /// Real and virtual time by Xen, or always 0 if they are not to be known.
+    fn sample(&self) -> Result<TdfSample, XenError> {
+        match self.tdf {
+            Some(_) => self.machine.xen.tdf_sample(VCPU),
+            None => Ok(TdfSample::default()),
+        }
+    }
+
     /// Real time, or always 0 if it is not to be known.
     fn real_ns(&self) -> Result<i64, XenError> {
-        match self.tdf {
-            Some(_) => Ok(self.machine.xen.tdf_sample(VCPU)?.real_ns),
-            None => Ok(0),
-        }
+        Ok(self.sample()?.real_ns)
     }
 
     fn push(&mut self, clock: &'static str, before: i64, after: i64, value: i64, slack: i64) {
@@ -178,13 +186,21 @@ impl<'m, X: Hypercall + Cpu> Run<'m, X> {
     /// Reads every clock; the value of the first, system time.
     fn read(&mut self) -> Result<i64, ClocksError> {
         let machine = self.machine;
-        let real0 = self.real_ns()?;
+        let before = self.sample()?;
         let system = machine.system_time_ns();
-        let real1 = self.real_ns()?;
+        let after = self.sample()?;
         let wall = machine.wall_clock_ns();
         let real2 = self.real_ns()?;
         let (info, tsc) = machine.tsc();
         let real3 = self.real_ns()?;
+        let (real0, real1) = (before.real_ns, after.real_ns);
+
+        if let Some(tdf) = self.tdf {
+            // The published line lies on whole ns of real time and is rounded a few times.
+            let grid = 2 * ROUNDING_NS + tdf.to_virtual(2) as i64;
+            let known = before.virt_ns - grid..=after.virt_ns + grid;
+            self.expect(known.contains(&system), "system time is not what Xen says it is");
+        }
 
         let last = core::mem::replace(&mut self.last, (system, wall, tsc, real3));
         self.expect(system > last.0, "system time does not advance");
@@ -224,17 +240,17 @@ impl<'m, X: Hypercall + Cpu> Run<'m, X> {
         let slice = i64::try_from(slice).unwrap_or(i64::MAX).max(1);
         loop {
             let now = self.machine.system_time_ns();
-            if target - now <= 2 * slice {
+            if target.saturating_sub(now) <= slice.saturating_mul(2) {
                 break;
             }
-            self.sleep(now + slice, Via::Singleshot)?;
+            self.sleep(now.saturating_add(slice), Via::Singleshot)?;
             self.follow_tsc()?;
         }
         for (clock, via, parts) in
             [("timer", Via::Singleshot, 2), ("set_timer_op", Via::SetTimerOp, 1)]
         {
             let now = self.machine.system_time_ns();
-            let deadline = now + (target - now) / parts;
+            let deadline = now + target.saturating_sub(now) / parts;
             // A deadline that has passed would be late by no fault of the timer's.
             if deadline > now {
                 let real = self.sleep(deadline, via)?;
@@ -248,7 +264,7 @@ impl<'m, X: Hypercall + Cpu> Run<'m, X> {
     fn all(&mut self, options: ClocksOptions) -> Result<(), ClocksError> {
         let start = self.read()?;
         for after in points(options) {
-            self.travel(start + after)?;
+            self.travel(start.saturating_add(after))?;
             self.read()?;
         }
         Ok(())
@@ -256,17 +272,22 @@ impl<'m, X: Hypercall + Cpu> Run<'m, X> {
 }
 
 /// Runs every path once, so that no reading pays for the first time.
+///
+/// Whether the test can go on: by a system time that is nowhere near Xen's one would sleep for ever.
 fn warm_up<X: Hypercall + Cpu>(
     machine: &Machine<'_, X>,
     tdf: Option<Tdf>,
-) -> Result<(), ClocksError> {
+) -> Result<bool, ClocksError> {
     let mut run = Run::new(machine, tdf, 1);
-    for _ in 0..2 {
-        let now = run.read()?;
-        let lead = tdf.map_or(200_000, |tdf| tdf.to_virtual(200_000));
-        run.travel(now + i64::try_from(lead).unwrap_or(i64::MAX / 2))?;
-    }
-    Ok(())
+    let start = run.read()?;
+    let lead = match tdf {
+        Some(_) if start.abs_diff(run.sample()?.virt_ns) > LOST_NS => return Ok(false),
+        Some(tdf) => i64::try_from(tdf.to_virtual(200_000)).unwrap_or(i64::MAX),
+        None => 200_000,
+    };
+    run.travel(start.saturating_add(lead))?;
+    run.read()?;
+    Ok(true)
 }
 
 /// What Xen lets this domain know of real time.
@@ -333,7 +354,10 @@ fn attempt<X: Hypercall + Cpu>(
     out: &mut dyn fmt::Write,
 ) -> Result<Outcome, ClocksError> {
     let tdf = reveal(machine, out)?;
-    warm_up(machine, tdf)?;
+    if !warm_up(machine, tdf)? {
+        say(out, format_args!("system time is nowhere near what Xen says it is"));
+        return Ok(Outcome::Failure);
+    }
     let mut run = Run::new(machine, tdf, options.samples);
     run.all(options)?;
     let mut outcome = match tdf {
@@ -486,6 +510,16 @@ mod tests {
         let (outcome, out) = test(config, long(config.tdf));
         assert_eq!(outcome, Outcome::Failure);
         assert!(out.contains("a timer fires early"), "{out}");
+    }
+
+    /// A test that slept by such a clock would not come back.
+    #[test]
+    fn a_system_time_that_is_not_xens_fails_before_anything_sleeps_by_it() {
+        let fault = Some(Fault::SystemTimeOff(1 << 62));
+        let config = config("1/100", true, fault);
+        let (outcome, out) = test(config, long(config.tdf));
+        assert_eq!(outcome, Outcome::Failure);
+        assert!(out.starts_with("system time is nowhere near what Xen says it is\n"), "{out}");
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub enum Fault {
     SlopeNotScaled,
     /// Publishes a slope that is wrong by so many parts per billion.
     SlopeOff(i64),
+    /// System time is ahead by so many ns, always.
+    SystemTimeOff(i64),
     /// System time steps by so many ns after two seconds.
     SystemTimeSteps(i64),
     /// The wall clock's base steps by so many ns after two seconds.
@@ -224,6 +226,7 @@ impl FakeXen {
         };
         let mut wall = WALL_BASE_NS;
         match fault {
+            Some(Fault::SystemTimeOff(off)) => system_time += off,
             Some(Fault::SystemTimeSteps(step)) if late => system_time += step,
             Some(Fault::WallClockSteps(step)) if late => wall += step,
             _ => {}
