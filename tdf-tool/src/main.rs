@@ -213,8 +213,8 @@ fn measure() -> Result<(String, bool), Box<dyn Error>> {
     let cmdline = std::fs::read_to_string("/proc/cmdline")
         .map_err(|e| format!("cannot read /proc/cmdline: {e}"))?;
     let parameters = probe::Parameters::parse(&cmdline)?;
-    let mut clocks =
-        probe::Linux::new(Privcmd::open()?).map_err(|e| format!("memory cannot be locked: {e}"))?;
+    let mut clocks = probe::Linux::new(Privcmd::open()?)
+        .map_err(|e| format!("cannot lock memory and take real-time priority: {e}"))?;
     let (tdf, readings) = clocks.readings(&parameters)?;
     Ok(probe::transcript(tdf, &readings))
 }
