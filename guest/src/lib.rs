@@ -2,7 +2,7 @@
 //! A PV kernel that lives in dilated time and measures it.
 //!
 //! This library is everything that can be tested without Xen: what the command line means, how the
-//! machine's clocks are read, and the `clocks` self-test. The image (`main.rs` and `image/`) only
+//! machine's clocks are read, how the console is waited for, and the `clocks` self-test. The image (`main.rs` and `image/`) only
 //! glues it to the start of day, the hypercall page and the console.
 #![cfg_attr(not(test), no_std)]
 
@@ -10,5 +10,6 @@ extern crate alloc;
 
 pub mod clocks;
 pub mod cmdline;
+pub mod console;
 pub mod machine;
 pub mod tsc;

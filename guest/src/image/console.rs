@@ -9,9 +9,10 @@ use core::fmt::{self, Write};
 
 use log::{LevelFilter, Log, Metadata, Record};
 use spin::{Mutex, MutexGuard};
+use tdf_guest::console::RingConsole;
 use tdf_xen::abi::{Mfn, Port, start_info};
 use tdf_xen::hypercall::Xen;
-use tdf_xen::ring::{Producer, Ring};
+use tdf_xen::ring::Ring;
 use uart_16550::backend::PioBackend;
 use uart_16550::{BaudRate, Config, Uart16550};
 
@@ -23,15 +24,13 @@ use super::xen::Native;
 const COM2: u16 = 0x2f8;
 /// I/O privilege level of a 64-bit PV kernel.
 const KERNEL_IOPL: u32 = 1;
-/// Virtual ns that the console daemon may take to read anything before it counts as gone.
-const PATIENCE_NS: i64 = 10_000_000_000;
 
 static CONSOLE: Mutex<Console> = Mutex::new(Console::new());
 
 /// Where text goes.
 enum Device {
     Nowhere,
-    Ring { out: Producer, port: Port },
+    Ring(RingConsole),
     Xen { uart: Option<Uart16550<PioBackend>> },
 }
 
@@ -61,7 +60,7 @@ impl Console {
     fn text(&mut self, text: &str) {
         for byte in text.bytes() {
             // Xen's own console turns a line feed into both by itself.
-            if byte == b'\n' && matches!(self.device, Device::Ring { .. }) {
+            if byte == b'\n' && matches!(self.device, Device::Ring(_)) {
                 self.push(b'\r');
             }
             self.push(byte);
@@ -76,8 +75,8 @@ impl Console {
         let line = &self.line[..core::mem::take(&mut self.length)];
         match &mut self.device {
             Device::Nowhere => {}
-            Device::Ring { out, port } => {
-                if !send(out, *port, line) {
+            Device::Ring(ring) => {
+                if machine().is_none_or(|machine| ring.write(machine, line).is_err()) {
                     self.device = Device::Nowhere;
                 }
             }
@@ -99,49 +98,10 @@ impl Console {
     /// Waits until the other side has read everything, or is gone.
     fn flush(&mut self) {
         self.send();
-        if let Device::Ring { out, port } = &mut self.device
-            && !drain(out, *port, 0)
+        if let Device::Ring(ring) = &self.device
+            && machine().is_none_or(|machine| ring.flush(machine).is_err())
         {
             self.device = Device::Nowhere;
-        }
-    }
-}
-
-/// Writes all of `line`, waiting for room; whether there is anybody on the other side.
-fn send(out: &mut Producer, port: Port, mut line: &[u8]) -> bool {
-    loop {
-        let Ok(count) = out.write(line) else { return false };
-        line = &line[count..];
-        if Native.notify(port).is_err() {
-            return false;
-        }
-        if line.is_empty() {
-            return true;
-        }
-        let Ok(pending) = out.pending() else { return false };
-        if !drain(out, port, pending.saturating_sub(1)) {
-            return false;
-        }
-    }
-}
-
-/// Waits until at most `most` bytes are left; whether that came to be.
-fn drain(out: &Producer, port: Port, most: u32) -> bool {
-    let Some(machine) = machine() else { return false };
-    let mut best = u32::MAX;
-    let mut deadline = 0;
-    loop {
-        match out.pending() {
-            Ok(pending) if pending <= most => return true,
-            Ok(pending) if pending < best => {
-                best = pending;
-                deadline = machine.system_time_ns().saturating_add(PATIENCE_NS);
-            }
-            Ok(_) if machine.system_time_ns() < deadline => {}
-            _ => return false,
-        }
-        if machine.wait_for(port, deadline).is_err() {
-            return false;
         }
     }
 }
@@ -158,10 +118,10 @@ pub unsafe fn init(info: *const start_info, initial: bool) {
         unsafe {
             let console = &(*info).console.domU;
             match memory::mapped_at_start(info, Mfn(console.mfn)) {
-                Some(page) => Device::Ring {
-                    out: Producer::new(Ring::console_out(page)),
-                    port: Port(console.evtchn),
-                },
+                Some(page) => {
+                    let port = Port(console.evtchn);
+                    Device::Ring(RingConsole::new(Ring::console_out(page), port))
+                }
                 None => Device::Nowhere,
             }
         }

@@ -2,7 +2,7 @@
 //! Hypercalls: one raw call behind a trait, typed calls on top of it.
 //!
 //! The kernel implements [`Hypercall`] with its hypercall page, a test with a
-//! [`FakeXen`](crate::fake::FakeXen) made of plain memory. [`Xen`] gives every implementation the
+//! `FakeXen` made of plain memory (feature `fake`). [`Xen`] gives every implementation the
 //! calls that this project needs, and only those.
 
 use core::fmt;
