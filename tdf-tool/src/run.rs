@@ -385,7 +385,9 @@ impl<M: Dom0> Run<'_, M> {
             let mut next = now + LOOK;
             for watch in watches.iter_mut().filter(|watch| !watch.over) {
                 self.sample(watch, now);
-                self.look(watch, now);
+                if !watch.done() {
+                    self.look(watch, now);
+                }
                 next = next.min(watch.next_sample().unwrap_or(next));
             }
             let now = self.control.machine.now();
@@ -588,6 +590,16 @@ mod tests {
         control.machine.indestructible = true;
         let report = run(&mut control, &read(SCENARIO).unwrap(), 1, Path::new("/"));
         assert!(!report.pass && report.failures[0].contains("native: it is still there"));
+    }
+
+    #[test]
+    fn a_domain_of_ones_own_needs_no_probe_however_long_others_take() {
+        let own = SCENARIO.replace("kind = \"guest\"", "kind = \"own.cfg\"");
+        let (report, control) = tried(&own, behave("linux", Behaviour::Mute));
+        let [own, linux] = &report.domains[..] else { panic!("two domains") };
+        assert!(own.pass && !linux.pass, "{}", report.text());
+        assert_eq!((own.kind.as_str(), own.clocks.len()), ("config", 1));
+        assert!(!control.machine.files.contains_key("/run/trial/native.cfg"));
     }
 
     const DEFAULT: &str = r#"
