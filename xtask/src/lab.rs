@@ -291,7 +291,11 @@ fn scenario_name(scenario: &str) -> String {
 /// # Errors
 /// The file cannot be written.
 pub fn report(outcome: &Outcome, file: Option<&Path>) -> Result<()> {
-    print!("{}", outcome.table);
+    match outcome.table.trim() {
+        // It could not even begin; its log says why.
+        "" => println!("{}", tail(&outcome.console)),
+        _ => print!("{}", outcome.table),
+    }
     let text = |key: &str| outcome.document[key].as_str().unwrap_or("?").to_owned();
     println!("digest {}  log {}", text("digest"), paths::shown(&outcome.console));
     if let Some(file) = file {

@@ -71,10 +71,16 @@ pub fn build(options: &Options) -> Result<Xen> {
         }
         let dotconfig = tree.join("xen/.config");
         let old = fs::read_to_string(&dotconfig).context("cannot read Xen's .config")?;
-        let ours = |l: &&str| l.contains("CONFIG_TDF_") || l.contains("CONFIG_TIME_DILATION");
+        let ours = |l: &&str| {
+            let symbol = l.trim_start_matches("# ").split(['=', ' ']).next().unwrap_or("");
+            config.lines().any(|c| c.split('=').next() == Some(symbol))
+        };
         let kept: Vec<&str> = old.lines().filter(|l| !ours(l)).collect();
         write_atomic(&dotconfig, format!("{}\n{config}", kept.join("\n")))?;
         step.run(&make().arg("olddefconfig"))?;
+        // Left to itself the build would forget what the last configuration was, take every symbol
+        // for changed, and begin anew.
+        step.run(&make().arg("syncconfig"))?;
         // The banner names no build machine and no time: the same source gives the same hypervisor.
         step.run(
             &make()
