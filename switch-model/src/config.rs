@@ -4,11 +4,11 @@
 use crate::{
     ConfigError, PortSpec, Scheduler, Span,
     codel::Codel,
-    line::Line,
+    line::{Line, LineKind},
     loss::LossModel,
     policer::Policer,
     red::Red,
-    serialiser::{MAX_FRAME, Pace, Wire},
+    serialiser::{Instant, MAX_FRAME, Pace, Wire},
     spec::MAX_CLASSES,
 };
 
@@ -21,7 +21,14 @@ pub struct PortConfig {
     pub(crate) pace: Pace,
     pub(crate) wire: Wire,
     /// The gap after each frame, as time.
-    pub(crate) gap: bool,
+    pub(crate) gap: Instant,
+    /// Frames up to this take the short way through the port: there is neither policer nor RED, nor
+    /// marks, cut-through or cells. Otherwise 0.
+    pub(crate) simple_frame: u32,
+    /// No frame takes 2^16 ns, so the lower half of a word tells when it leaves.
+    pub(crate) short_frames: bool,
+    /// Room that a frame needs on the line: for its copy too, where there are any.
+    pub(crate) room: u32,
     pub(crate) max_frame: u32,
     pub(crate) latency: u64,
     pub(crate) max_frames: u32,
@@ -83,11 +90,20 @@ impl PortSpec {
         if max_bytes == 0 {
             return Err(ConfigError::Zero("queue_bytes"));
         }
+        let (cut_through, line) = (self.build_cut_through(pace)?, self.build_line()?);
+        let simple = self.policer.is_none()
+            && self.red.is_none()
+            && self.mark_above.is_none()
+            && cut_through.is_none()
+            && !wire.cells();
         let idle = pace.after(pace.instant(0, 0), wire.bytes(1000));
         Ok(PortConfig {
             pace,
             wire,
-            gap: wire.gap > 0,
+            gap: pace.after(pace.instant(0, 0), wire.gap),
+            simple_frame: if simple { max_frame as u32 } else { 0 },
+            short_frames: pace.after(pace.instant(0, 0), wire.bytes(max_frame as u32)).ns < 65_535,
+            room: 1 + u32::from(line.copy.is_some()),
             max_frame: max_frame as u32,
             latency,
             max_frames,
@@ -95,8 +111,8 @@ impl PortSpec {
             mark_above: self.mark_above.map_or(u32::MAX, |f| f.count()),
             policer: self.policer.as_ref().map(Policer::new).transpose()?,
             red: self.red.as_ref().map(Red::new).transpose()?,
-            cut_through: self.build_cut_through(pace)?,
-            line: self.build_line()?,
+            cut_through,
+            line,
             idle_unit: idle.ns.max(1),
             codel: self.codel.as_ref().map(Codel::new).transpose()?,
             queueing: self.build_queueing()?,
@@ -130,13 +146,15 @@ impl PortSpec {
             return Err(ConfigError::OrderAndReorder);
         }
         let ordered = self.keep_order || slots.is_some() || (jitter.is_none() && reorder.is_none());
+        let odd = copy.is_some() || corrupt.is_some() || reorder.is_some() || slots.is_some();
+        let kind = match &jitter {
+            None if !odd => LineKind::Plain,
+            Some(jitter) if !odd && !ordered && !jitter.correlated() => LineKind::Jittered,
+            _ => LineKind::Full,
+        };
         Ok(Line {
             delay: bounded(self.delay, "delay")?,
-            plain: jitter.is_none()
-                && copy.is_none()
-                && corrupt.is_none()
-                && reorder.is_none()
-                && slots.is_none(),
+            kind,
             jitter,
             ordered,
             loss: self.loss.compile()?,

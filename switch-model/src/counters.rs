@@ -45,13 +45,58 @@ impl Counters {
     pub fn refused(&self) -> u64 {
         self.drops.iter().sum::<u64>() - self.dropped(DropReason::Loss)
     }
+}
 
+/// What a port counts as it goes: what can be summed up afterwards is not counted twice.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) sent: u64,
+    pub(crate) sent_bytes: u64,
+    pub(crate) delivered: u64,
+    pub(crate) drops: [u64; DropReason::ALL.len()],
+    pub(crate) refused_bytes: u64,
+    pub(crate) marks: u64,
+    pub(crate) copies: u64,
+    pub(crate) busy_ns: u64,
+    pub(crate) peak_frames: u32,
+    pub(crate) peak_bytes: u32,
+}
+
+impl Tally {
+    #[inline]
     pub(crate) fn drop(&mut self, reason: DropReason) {
         self.drops[reason as usize] += 1;
     }
 
+    /// Frames that never reached the serialiser.
+    pub(crate) fn refused(&self) -> u64 {
+        self.drops.iter().sum::<u64>() - self.drops[DropReason::Loss as usize]
+    }
+
+    #[inline]
     pub(crate) fn held(&mut self, frames: u32, bytes: u32) {
-        self.peak_frames = self.peak_frames.max(frames);
-        self.peak_bytes = self.peak_bytes.max(bytes);
+        if frames > self.peak_frames {
+            self.peak_frames = frames;
+        }
+        if bytes > self.peak_bytes {
+            self.peak_bytes = bytes;
+        }
+    }
+
+    /// The counters, where `waiting` frames of `bytes` have not been sent yet.
+    pub(crate) fn report(&self, waiting: u32, bytes: u64) -> Counters {
+        Counters {
+            offered: self.sent + self.refused() + u64::from(waiting),
+            offered_bytes: self.sent_bytes + self.refused_bytes + bytes,
+            sent: self.sent,
+            sent_bytes: self.sent_bytes,
+            delivered: self.delivered,
+            drops: self.drops,
+            marks: self.marks,
+            copies: self.copies,
+            busy_ns: self.busy_ns,
+            peak_frames: self.peak_frames,
+            peak_bytes: self.peak_bytes,
+        }
     }
 }

@@ -5,10 +5,16 @@ use core::fmt;
 
 use crate::rng::mix;
 
-/// The last instant of the model, ns: 2^61 - 1, which is 73 years.
+/// The last instant at which the model takes a frame, ns: 73 years.
 ///
 /// Later instants are taken for this one.
-pub const MAX_TIME: u64 = (1 << 61) - 1;
+pub const MAX_TIME: u64 = (1 << 61) - (1 << 52);
+
+/// The serialiser ends by then. A line's constant delay, at most 2^50, still fits behind it.
+pub(crate) const LAST_DEPARTURE: u64 = (1 << 61) - (1 << 51);
+
+/// Nothing arrives later: times are kept in 61 bits.
+pub(crate) const LAST_ARRIVAL: u64 = (1 << 61) - 1;
 
 /// A frame, as far as a port cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

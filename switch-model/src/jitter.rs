@@ -156,6 +156,10 @@ pub(crate) struct JitterMemory {
 }
 
 impl JitterModel {
+    pub(crate) fn correlated(&self) -> bool {
+        self.correlation > Probability::ZERO
+    }
+
     /// The next deviation from the constant delay, ns. `fresh`: there is no last value.
     #[inline]
     pub(crate) fn next(&self, memory: &mut JitterMemory, fresh: bool, draw: u64) -> i64 {
@@ -261,7 +265,7 @@ impl Openings {
                 let next = opening.at.saturating_add(gap);
                 if next >= ready { next } else { ready.saturating_add(gap) }
             }
-            .min(crate::frame::MAX_TIME);
+            .min(crate::frame::LAST_ARRIVAL);
             (opening.frames, opening.bytes) = (self.frames, self.bytes);
         }
         opening.frames = opening.frames.saturating_sub(1);

@@ -5,6 +5,8 @@
 //! that is due first below it, so a change of one leaf replays the matches on its way to the root:
 //! log2(slots) comparisons, the same for any load, whose operands do not depend on each other.
 
+use core::hint::select_unpredictable;
+
 use crate::ConfigError;
 
 /// Room for one frame: 16 bytes.
@@ -60,6 +62,9 @@ pub(crate) struct Lane {
     head: u32,
     held: u32,
     tournament: bool,
+    /// The matches of the slot emptied last, `head`, are still to be replayed: the next frame will
+    /// take that slot, and until then it is enough to look past it.
+    stale: bool,
 }
 
 impl Lane {
@@ -94,7 +99,7 @@ impl Lane {
 
     #[cold]
     fn convert(&mut self, slots: &mut [Slot], tournament: bool) {
-        self.tournament = tournament;
+        (self.tournament, self.stale) = (tournament, false);
         if !tournament {
             self.head = 0;
             return;
@@ -118,10 +123,8 @@ impl Lane {
     pub(crate) fn push(&mut self, slots: &mut [Slot], key: u64, tag: u32) {
         let mask = slots.len() - 1;
         if self.tournament {
-            let i = self.head as usize & mask;
-            self.head = slots[i].tag;
-            (slots[i].key, slots[i].tag) = (key, tag);
-            replay(slots, i);
+            self.head = enter(slots, self.head, key, tag);
+            self.stale = false;
         } else {
             let i = (self.head.wrapping_add(self.held)) as usize & mask;
             (slots[i].key, slots[i].tag) = (key, tag);
@@ -134,6 +137,9 @@ impl Lane {
     pub(crate) fn first(&self, slots: &[Slot]) -> u64 {
         if self.held == 0 || slots.is_empty() {
             return NOTHING;
+        }
+        if self.stale {
+            return first_but(slots, self.head as usize);
         }
         slots[self.index_of_first(slots)].key
     }
@@ -154,6 +160,12 @@ impl Lane {
         if self.held == 0 || slots.is_empty() {
             return None;
         }
+        if self.stale {
+            if first_but(slots, self.head as usize) > limit {
+                return None;
+            }
+            replay(slots, self.head as usize);
+        }
         let i = self.index_of_first(slots);
         let Slot { key, tag, .. } = slots[i];
         if key > limit {
@@ -163,7 +175,7 @@ impl Lane {
         if self.tournament {
             (slots[i].key, slots[i].tag) = (NOTHING, self.head);
             self.head = i as u32;
-            replay(slots, i);
+            self.stale = true;
         } else {
             self.head = self.head.wrapping_add(1);
         }
@@ -171,32 +183,54 @@ impl Lane {
     }
 }
 
-/// Replays all matches of leaf `i`. At equal keys the lower slot wins.
-#[inline]
-fn replay(slots: &mut [Slot], i: usize) {
-    let n = slots.len();
-    let mask = n - 1;
-    // Nodes 1 ..= n - 1 are inner, n + i is leaf i.
-    let rival = (i ^ 1) & mask;
-    let (mut winner, mut key) = better(i, slots[i & mask].key, rival, slots[rival].key);
-    let mut node = (n + i) >> 1;
-    while node > 1 {
-        slots[node & mask].node = winner as u16;
-        let rival = slots[(node ^ 1) & mask].node as usize & mask;
-        (winner, key) = better(winner, key, rival, slots[rival].key);
-        node >>= 1;
-    }
-    slots[1 & mask].node = winner as u16;
+/// Puts a frame into the empty slot `empty`; gives the next empty one.
+#[inline(never)]
+fn enter(slots: &mut [Slot], empty: u32, key: u64, tag: u32) -> u32 {
+    let i = empty as usize & (slots.len() - 1);
+    let next = slots[i].tag;
+    (slots[i].key, slots[i].tag) = (key, tag);
+    replay(slots, i);
+    next
 }
 
-/// Compares so that the compiler selects instead of branching: who wins is a matter of chance.
-#[inline]
-fn better(a: usize, a_key: u64, b: usize, b_key: u64) -> (usize, u64) {
-    let b_wins = (b_key < a_key) | ((b_key == a_key) & (b < a));
-    (
-        core::hint::select_unpredictable(b_wins, b, a),
-        core::hint::select_unpredictable(b_wins, b_key, a_key),
-    )
+/// The least key but for that of leaf `i`.
+#[inline(never)]
+fn first_but(slots: &[Slot], i: usize) -> u64 {
+    let (n, mask) = (slots.len(), slots.len() - 1);
+    if n == 1 {
+        return NOTHING;
+    }
+    let mut key = slots[(i ^ 1) & mask].key;
+    let mut node = (n + i) >> 1;
+    while node > 1 {
+        let rival = usize::from(slots[(node ^ 1) & mask].node) & mask;
+        key = key.min(slots[rival].key);
+        node >>= 1;
+    }
+    key
+}
+
+/// Replays all matches of leaf `i`. Among equal keys the one that plays last loses to none.
+#[inline(never)]
+fn replay(slots: &mut [Slot], i: usize) {
+    let (n, mask) = (slots.len(), slots.len() - 1);
+    let (mut winner, mut key) = (i, slots[i & mask].key);
+    // Nodes 1 ..= n - 1 are inner, n + i is leaf i.
+    let mut rival = (i ^ 1) & mask;
+    let mut node = (n + i) >> 1;
+    loop {
+        let other = slots[rival].key;
+        // Who wins is a matter of chance: select, do not branch.
+        let lost = other < key;
+        winner = select_unpredictable(lost, rival, winner);
+        key = select_unpredictable(lost, other, key);
+        slots[node & mask].node = winner as u16;
+        if node <= 1 {
+            return;
+        }
+        rival = usize::from(slots[(node ^ 1) & mask].node) & mask;
+        node >>= 1;
+    }
 }
 
 #[cfg(test)]

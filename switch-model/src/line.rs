@@ -2,7 +2,7 @@
 //! The line behind the serialiser: delay, jitter, loss, copies, flipped bits, overtaking, bunches.
 
 use crate::{
-    frame::MAX_TIME,
+    frame::LAST_ARRIVAL,
     jitter::{JitterMemory, JitterModel, Opening, Openings},
     loss::{Chain, LossModel},
     rng::{Draws, Purpose},
@@ -20,8 +20,18 @@ pub(crate) struct Line {
     pub(crate) corrupt: Option<Chain>,
     pub(crate) reorder: Option<Chain>,
     pub(crate) slots: Option<Openings>,
-    /// Nothing but delay and loss: the common case.
-    pub(crate) plain: bool,
+    pub(crate) kind: LineKind,
+}
+
+/// How much there is to do for a frame that is not lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LineKind {
+    /// Add the constant delay.
+    Plain,
+    /// Add uncorrelated jitter, and let frames overtake.
+    Jittered,
+    /// Anything else.
+    Full,
 }
 
 /// What a line remembers from frame to frame.
@@ -49,29 +59,43 @@ pub(crate) struct Passage {
 }
 
 impl Line {
-    /// Carries a frame whose last bit leaves at `left`; `None`: it is lost.
+    /// Whether the next frame is lost.
     #[inline]
+    pub(crate) fn loses(&self, state: &mut LineState, draws: Draws) -> bool {
+        !matches!(self.loss, LossModel::Never)
+            && self.loss.loses(&mut state.loss, draws.get(Purpose::Loss))
+    }
+
+    /// When a frame whose last bit leaves at `left` arrives, on a line that only delays.
+    #[inline]
+    pub(crate) fn delayed(&self, state: &mut LineState, left: u64) -> u64 {
+        let at = (left + self.delay).max(state.last);
+        state.last = at;
+        at
+    }
+
+    /// Carries a frame whose last bit leaves at `left`, on any line.
+    #[inline(never)]
     pub(crate) fn carry(
         &self,
         state: &mut LineState,
         left: u64,
         len: u32,
         draws: Draws,
-    ) -> Option<Passage> {
-        if self.loss != LossModel::Never
-            && self.loss.loses(&mut state.loss, draws.get(Purpose::Loss))
+    ) -> Passage {
+        if self.kind == LineKind::Jittered
+            && let Some(jitter) = &self.jitter
         {
-            return None;
+            let deviation = jitter.value(draws.get(Purpose::Jitter));
+            let at = (left + self.delay).saturating_add_signed(deviation);
+            let at = at.max(left).min(LAST_ARRIVAL);
+            state.last = state.last.max(at);
+            return Passage { at, copy_at: None, corrupt: false };
         }
-        if self.plain {
-            let at = left.saturating_add(self.delay).max(state.last);
-            state.last = at;
-            return Some(Passage { at, copy_at: None, corrupt: false });
-        }
-        Some(self.vary(state, left, len, draws))
+        self.vary(state, left, len, draws)
     }
 
-    /// The rest of `carry`, for lines that do more than delay.
+    /// The rest of `carry`.
     fn vary(&self, state: &mut LineState, left: u64, len: u32, draws: Draws) -> Passage {
         let mut chance = |chain: &Option<Chain>, bit, purpose| {
             chain.as_ref().is_some_and(|c| c.happens(&mut state.memory, bit, draws.get32(purpose)))
@@ -98,14 +122,14 @@ impl Line {
             // A change of the description may have brought the openings nearer.
             at = at.max(state.last);
         }
-        at = at.min(MAX_TIME);
+        at = at.min(LAST_ARRIVAL);
         state.last = state.last.max(at);
 
         let copy_at = copied.then(|| match &self.jitter {
             Some(jitter) if !self.ordered => left
                 .saturating_add(self.delay)
                 .saturating_add_signed(jitter.value(draws.get(Purpose::CopyJitter)))
-                .clamp(at, MAX_TIME),
+                .clamp(at, LAST_ARRIVAL),
             _ => at,
         });
         Passage { at, copy_at, corrupt }
@@ -116,7 +140,7 @@ impl LineState {
     /// Lets the next frame arrive at least 1 ns after the last one: a tournament, unlike a ring,
     /// keeps no order among frames of the same nanosecond.
     pub(crate) fn strictly_later(&mut self) {
-        self.last = (self.last + 1).min(MAX_TIME);
+        self.last = (self.last + 1).min(LAST_ARRIVAL);
     }
 
     /// Forgets what belongs to one model and means nothing to another.

@@ -171,10 +171,18 @@ impl LossModel {
     /// Whether the next frame is lost. One draw: its halves decide the state and the loss in it.
     #[inline]
     pub(crate) fn loses(&self, state: &mut u8, draw: u64) -> bool {
-        let (moves, loses) = ((draw >> 32) as u32, draw as u32);
         match self {
             Self::Never => false,
-            Self::Chain(chain) => chain.happens(state, 1, moves),
+            Self::Chain(chain) => chain.happens(state, 1, (draw >> 32) as u32),
+            _ => self.loses_by_state(state, draw),
+        }
+    }
+
+    #[inline(never)]
+    fn loses_by_state(&self, state: &mut u8, draw: u64) -> bool {
+        let (moves, loses) = ((draw >> 32) as u32, draw as u32);
+        match self {
+            Self::Never | Self::Chain(_) => false,
             Self::GilbertElliott { p, r, good, bad } => {
                 *state ^= u8::from(if *state == 0 { p } else { r }.hit(moves));
                 if *state == 0 { good } else { bad }.hit(loses)

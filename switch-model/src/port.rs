@@ -9,12 +9,13 @@ use core::ops::Deref;
 
 use crate::{
     ConfigError, Counters, Delivery, DropReason, Fate, Frame, MAX_TIME, PortConfig, Slot, Verdict,
-    frame::flipped,
+    counters::Tally,
+    frame::{LAST_ARRIVAL, flipped},
     lane::{FLAG_COPY, FLAG_CORRUPT, FLAG_MARK, FLAGS, Lane, NOTHING},
-    line::LineState,
+    line::{LineKind, LineState},
     red::{Early, RedState},
     rng::{Draws, Purpose},
-    serialiser::Instant,
+    serialiser::{Instant, Pace},
 };
 
 /// A FIFO port: 256 bytes and 16 for each frame that it can hold.
@@ -32,8 +33,9 @@ pub struct Port<K, S> {
     /// When the serialiser is free.
     free_ns: u64,
     free_rem: u32,
-    /// When the first frame in the buffer leaves it.
+    /// When the first frame in the buffer leaves it, rounded up; [`NEVER`] if there is none.
     head_ns: u64,
+    /// The remainder of that, or [`STAMPS`].
     head_rem: u32,
     /// The ring of lengths: frames in the buffer, the one in service first.
     ring: u32,
@@ -45,9 +47,17 @@ pub struct Port<K, S> {
     red: RedState,
     lane: Lane,
     line: LineState,
-    counters: Counters,
+    counters: Tally,
     slots: S,
 }
+
+/// No frame is in the buffer.
+const NEVER: u64 = u64::MAX;
+
+/// Instead of a remainder: the slots of waiting frames tell when they leave, in 16 bits.
+///
+/// That saves a division per frame, but takes short frames, and a lane that does not need the field.
+const STAMPS: u32 = u32::MAX;
 
 const _: () = assert!(size_of::<Port<&PortConfig, [Slot; 0]>>() <= 256);
 
@@ -69,6 +79,7 @@ where
         Lane::check(config.line.ordered, slots.as_ref().len())?;
         let mut lane = Lane::default();
         lane.set_ordered(slots.as_mut(), config.line.ordered);
+        let stamps = config.short_frames && config.line.ordered;
         Ok(Self {
             tokens: config.policer.map_or(0, |p| p.full),
             config,
@@ -76,8 +87,8 @@ where
             now: 0,
             free_ns: 0,
             free_rem: 0,
-            head_ns: 0,
-            head_rem: 0,
+            head_ns: NEVER,
+            head_rem: if stamps { STAMPS } else { 0 },
             ring: 0,
             frames: 0,
             bytes: 0,
@@ -85,57 +96,74 @@ where
             red: RedState::default(),
             lane,
             line: LineState::default(),
-            counters: Counters::default(),
+            counters: Tally::default(),
             slots,
         })
     }
 
     /// Takes a frame whose last bit has arrived at `now`, and decides.
-    #[inline]
+    #[inline(always)]
     pub fn offer(&mut self, now: u64, frame: Frame) -> Verdict {
         self.offer_within(now, frame, u64::MAX)
     }
 
     /// The same on a switch that leaves this port `share` bytes of its buffer.
-    #[inline]
+    #[inline(always)]
     pub fn offer_within(&mut self, now: u64, frame: Frame, share: u64) -> Verdict {
-        let ready = match self.ingress(now, &frame) {
+        if frame.len.wrapping_sub(1) < self.config.simple_frame && frame.phase_ps == 0 {
+            self.decide::<false>(now, frame, share)
+        } else {
+            self.decide_in_full(now, frame, share)
+        }
+    }
+
+    #[inline(never)]
+    fn decide_in_full(&mut self, now: u64, frame: Frame, share: u64) -> Verdict {
+        self.decide::<true>(now, frame, share)
+    }
+
+    /// `FULL` is false where the configuration and the frame are simple.
+    #[inline(always)]
+    fn decide<const FULL: bool>(&mut self, now: u64, frame: Frame, share: u64) -> Verdict {
+        let ready = match self.ingress::<FULL>(now, &frame) {
             Ok(ready) => ready,
-            Err(reason) => return Verdict::Drop(reason),
+            Err(reason) => return self.refuse(reason, &frame),
         };
-        let mark = match self.admit(ready, &frame, self.frames, self.bytes, share) {
+        let mark = match self.admit::<FULL>(ready, &frame, self.frames, self.bytes, share) {
             Ok(mark) => mark,
-            Err(reason) => return self.refuse(reason),
+            Err(reason) => return self.refuse(reason, &frame),
         };
-        self.transmit(ready, &frame, mark)
+        self.transmit::<FULL>(ready, &frame, mark)
     }
 
     /// Counts the frame, lets the policer judge it and tells when it reaches the queue.
-    #[inline]
-    pub(crate) fn ingress(&mut self, now: u64, frame: &Frame) -> Result<u64, DropReason> {
-        self.counters.offered += 1;
-        self.counters.offered_bytes += u64::from(frame.len);
+    #[inline(always)]
+    pub(crate) fn ingress<const FULL: bool>(
+        &mut self,
+        now: u64,
+        frame: &Frame,
+    ) -> Result<u64, DropReason> {
         let config = &*self.config;
-        let ready = now.min(MAX_TIME).saturating_add(config.latency).clamp(self.now, MAX_TIME);
+        let ready = (now.min(MAX_TIME) + config.latency).max(self.now);
         let elapsed = ready - self.now;
         self.now = ready;
-        if let Some(policer) = &config.policer
-            && !policer.admit(&mut self.tokens, elapsed, frame.len.min(config.max_frame))
-        {
-            self.counters.drop(DropReason::Policed);
-            return Err(DropReason::Policed);
+        if FULL {
+            if let Some(policer) = &config.policer
+                && !policer.admit(&mut self.tokens, elapsed, frame.len.min(config.max_frame))
+            {
+                return Err(DropReason::Policed);
+            }
+            if frame.len == 0 || frame.len > config.max_frame {
+                return Err(DropReason::Size);
+            }
         }
-        if frame.len == 0 || frame.len > config.max_frame {
-            self.counters.drop(DropReason::Size);
-            return Err(DropReason::Size);
-        }
-        self.settle_at(ready, frame.phase_ps);
+        self.settle_checked(ready);
         Ok(ready)
     }
 
     /// Whether the buffer, which holds `frames` of `bytes`, takes the frame, and marked or not.
-    #[inline]
-    pub(crate) fn admit(
+    #[inline(always)]
+    pub(crate) fn admit<const FULL: bool>(
         &mut self,
         ready: u64,
         frame: &Frame,
@@ -151,10 +179,14 @@ where
         if needed > share {
             return Err(DropReason::SharedFull);
         }
+        if !FULL {
+            return Ok(false);
+        }
         let mut mark = frame.ecn && frames > config.mark_above;
         if let Some(red) = &config.red {
             let idle = if frames == 0 { ready.saturating_sub(self.free_ns) } else { 0 };
-            let draw = Draws::of(self.seed, self.counters.offered).get32(Purpose::Aqm);
+            let index = self.counters.sent + self.counters.refused();
+            let draw = Draws::of(self.seed, index).get32(Purpose::Aqm);
             match red.judge(&mut self.red, bytes, idle / config.idle_unit, draw) {
                 Early::Pass => {}
                 Early::Chance if red.ecn && frame.ecn => mark = true,
@@ -165,37 +197,47 @@ where
     }
 
     /// Puts a frame, which was admitted, on the wire when that is free.
-    #[inline]
-    pub(crate) fn transmit(&mut self, ready: u64, frame: &Frame, mark: bool) -> Verdict {
+    #[inline(always)]
+    pub(crate) fn transmit<const FULL: bool>(
+        &mut self,
+        ready: u64,
+        frame: &Frame,
+        mark: bool,
+    ) -> Verdict {
         let config = &*self.config;
-        // The line may deliver a frame twice.
-        let needed = self.lane.held() as usize + 1 + usize::from(config.line.copy.is_some());
         let room = self.slots.as_ref().len();
-        if self.frames as usize >= room || needed > room {
-            return self.refuse(DropReason::NoSlot);
+        if self.frames as usize >= room || (self.lane.held() + config.room) as usize > room {
+            return self.refuse(DropReason::NoSlot, frame);
         }
-        let wire_bytes = config.wire.bytes(frame.len);
+        let wire_bytes = config.wire.bytes_of::<FULL>(frame.len);
         let free = Instant { ns: self.free_ns, rem: self.free_rem };
-        let arrival = config.pace.instant(ready, frame.phase_ps);
-        let mut start = free.max(arrival);
-        if let Some(cut) = &config.cut_through
+        let mut start = match FULL {
+            true => free.max(config.pace.instant(ready, frame.phase_ps)),
+            false => Pace::start(free, ready),
+        };
+        if FULL
+            && let Some(cut) = &config.cut_through
             && let Some(earlier) = self.cut_through(cut, free, ready, frame)
         {
             start = earlier;
         }
         let end = config.pace.after(start, wire_bytes);
-        let last_bit = match config.gap {
-            true => config.pace.before(end, config.wire.gap).unwrap_or(end),
-            false => end,
-        };
+        let last_bit = end.ns - config.gap.ns - u64::from(end.rem < config.gap.rem);
 
         // The buffer holds it until the serialiser is done with it.
-        if self.frames == 0 {
-            (self.head_ns, self.head_rem) = (end.ns, end.rem);
-        }
+        let leaves = end.ns + u64::from(end.rem > 0);
         let slots = self.slots.as_mut();
         let mask = slots.len() - 1;
-        slots[self.ring.wrapping_add(self.frames) as usize & mask].len = frame.len as u16;
+        let waiting = &mut slots[self.ring.wrapping_add(self.frames) as usize & mask];
+        waiting.len = frame.len as u16;
+        if self.head_rem == STAMPS {
+            waiting.node = leaves as u16;
+        } else if self.frames == 0 {
+            self.head_rem = end.rem;
+        }
+        if self.frames == 0 {
+            self.head_ns = leaves;
+        }
         self.frames += 1;
         self.bytes += frame.len;
         (self.free_ns, self.free_rem) = (end.ns, end.rem);
@@ -203,19 +245,31 @@ where
         self.counters.sent += 1;
         self.counters.sent_bytes += u64::from(frame.len);
         self.counters.busy_ns += end.ns - start.ns;
-        self.counters.marks += u64::from(mark);
+        if FULL {
+            self.counters.marks += u64::from(mark);
+        }
         self.counters.held(self.frames, self.bytes);
 
         if self.lane.is_tournament() && config.line.ordered {
-            self.line.strictly_later();
-            self.lane.set_ordered(slots, true);
+            Self::order(&mut self.line, &mut self.lane, slots);
         }
-        let Some(passage) = config.line.carry(&mut self.line, last_bit.ns, frame.len, draws) else {
+        if config.line.loses(&mut self.line, draws) {
             self.counters.drop(DropReason::Loss);
             return Verdict::Drop(DropReason::Loss);
-        };
-        let flags =
-            if mark { FLAG_MARK } else { 0 } | if passage.corrupt { FLAG_CORRUPT } else { 0 };
+        }
+        let mark_flag = if mark { FLAG_MARK } else { 0 };
+        if config.line.kind == LineKind::Plain {
+            let deliver_at = config.line.delayed(&mut self.line, last_bit);
+            self.lane.push(slots, deliver_at << FLAGS | mark_flag, frame.tag);
+            return Verdict::Deliver(Fate {
+                deliver_at,
+                mark,
+                duplicate_at: None,
+                corrupt_bit: None,
+            });
+        }
+        let passage = config.line.carry(&mut self.line, last_bit, frame.len, draws);
+        let flags = mark_flag | if passage.corrupt { FLAG_CORRUPT } else { 0 };
         self.lane.push(slots, passage.at << FLAGS | flags, frame.tag);
         if let Some(at) = passage.copy_at {
             self.lane.push(slots, at << FLAGS | flags | FLAG_COPY, frame.tag);
@@ -227,6 +281,13 @@ where
             duplicate_at: passage.copy_at,
             corrupt_bit: passage.corrupt.then(|| flipped(frame.tag, passage.at, frame.len)),
         })
+    }
+
+    /// A tournament is left over from a line that let frames overtake.
+    #[cold]
+    fn order(line: &mut LineState, lane: &mut Lane, slots: &mut [Slot]) {
+        line.strictly_later();
+        lane.set_ordered(slots, true);
     }
 
     /// The start of a frame that is cut through, if it can be.
@@ -245,43 +306,57 @@ where
         (!frame.flood && self.frames == 0 && free <= start).then_some(start)
     }
 
-    #[inline]
-    pub(crate) fn refuse(&mut self, reason: DropReason) -> Verdict {
+    #[cold]
+    pub(crate) fn refuse(&mut self, reason: DropReason, frame: &Frame) -> Verdict {
         self.counters.drop(reason);
+        self.counters.refused_bytes += u64::from(frame.len);
         Verdict::Drop(reason)
     }
 
     /// Lets the frames leave the buffer that the serialiser is done with at `now`.
+    #[inline]
     pub fn settle(&mut self, now: u64) {
-        self.settle_at(now, 0);
+        self.settle_checked(now.min(LAST_ARRIVAL));
     }
 
     #[inline]
-    fn settle_at(&mut self, now: u64, phase_ps: u16) {
+    fn settle_checked(&mut self, now: u64) {
+        while self.head_ns <= now {
+            self.depart();
+        }
+    }
+
+    /// The first frame leaves the buffer.
+    #[inline]
+    fn depart(&mut self) {
+        let slots = self.slots.as_ref();
+        let mask = slots.len() - 1;
+        self.bytes -= u32::from(slots[self.ring as usize & mask].len);
+        self.ring = self.ring.wrapping_add(1);
+        self.frames -= 1;
         if self.frames == 0 {
-            return;
+            (self.head_ns, self.lump) = (NEVER, 0);
+        } else if self.lump > 0 {
+            self.lump -= 1;
+        } else {
+            let next = &slots[self.ring as usize & mask];
+            if self.head_rem == STAMPS {
+                self.head_ns += u64::from(next.node.wrapping_sub(self.head_ns as u16));
+            } else {
+                let len = u32::from(next.len);
+                self.next_head(len);
+            }
         }
+    }
+
+    /// The first frame in the buffer is now one of `len`.
+    #[inline(never)]
+    fn next_head(&mut self, len: u32) {
         let config = &*self.config;
-        let now = config.pace.instant(now, phase_ps);
-        let mask = self.slots.as_ref().len() - 1;
-        let length = |slots: &S, ring: u32| u32::from(slots.as_ref()[ring as usize & mask].len);
-        while self.frames > 0 && (Instant { ns: self.head_ns, rem: self.head_rem }) <= now {
-            loop {
-                self.bytes -= length(&self.slots, self.ring);
-                self.ring = self.ring.wrapping_add(1);
-                self.frames -= 1;
-                if self.lump == 0 {
-                    break;
-                }
-                self.lump -= 1;
-            }
-            if self.frames > 0 {
-                let bytes = config.wire.bytes(length(&self.slots, self.ring));
-                let head = Instant { ns: self.head_ns, rem: self.head_rem };
-                let head = config.pace.after(head, bytes);
-                (self.head_ns, self.head_rem) = (head.ns, head.rem);
-            }
-        }
+        let ns = self.head_ns - u64::from(self.head_rem > 0);
+        let head = Instant { ns, rem: self.head_rem };
+        let head = config.pace.after(head, config.wire.bytes(len));
+        (self.head_ns, self.head_rem) = (head.ns + u64::from(head.rem > 0), head.rem);
     }
 
     /// When the next frame is due at the far end.
@@ -293,13 +368,13 @@ where
 
     /// When the next frame leaves the buffer.
     pub fn next_departure(&self) -> Option<u64> {
-        (self.frames > 0).then_some(self.head_ns + u64::from(self.head_rem > 0))
+        Some(self.head_ns).filter(|&at| at != NEVER)
     }
 
     /// The next frame that has arrived at the far end by `now`.
     #[inline]
     pub fn pop_due(&mut self, now: u64) -> Option<Delivery> {
-        let limit = now.min(MAX_TIME) << FLAGS | ((1 << FLAGS) - 1);
+        let limit = now.min(LAST_ARRIVAL) << FLAGS | ((1 << FLAGS) - 1);
         let (key, tag) = self.lane.pop(self.slots.as_mut(), limit)?;
         self.counters.delivered += 1;
         Some(Delivery {
@@ -331,7 +406,7 @@ where
         (self.free_ns, self.free_rem) = (free.ns, free.rem);
         if self.frames > 0 {
             self.lump = self.frames - 1;
-            (self.head_ns, self.head_rem) = (free.ns, free.rem);
+            self.head_ns = self.free_at();
         }
         self.tokens = match (&old.policer, &config.policer) {
             (Some(_), Some(new)) => self.tokens.min(new.full),
@@ -343,15 +418,21 @@ where
         }
         self.line.adopt(&old.line, &config.line);
         self.lane.set_ordered(self.slots.as_mut(), config.line.ordered);
+        let stamps = config.short_frames && !self.lane.is_tournament();
+        self.head_rem = if stamps { STAMPS } else { free.rem };
         Ok(core::mem::replace(&mut self.config, config))
     }
 
     /// What the port has done so far.
-    pub fn counters(&self) -> &Counters {
-        &self.counters
+    pub fn counters(&self) -> Counters {
+        self.report(0, 0)
     }
 
-    pub(crate) fn counters_mut(&mut self) -> &mut Counters {
+    pub(crate) fn report(&self, waiting: u32, bytes: u64) -> Counters {
+        self.counters.report(waiting, bytes)
+    }
+
+    pub(crate) fn tally(&mut self) -> &mut Tally {
         &mut self.counters
     }
 

@@ -96,6 +96,7 @@ pub struct Scheduled<K, S, const C: usize = 1> {
     frames: u32,
     bytes: u32,
     slow_frames: u32,
+    slow_bytes: u64,
     turn: u8,
     /// The class whose turn it is has got its quantum.
     topped: bool,
@@ -127,6 +128,7 @@ where
             frames: 0,
             bytes: 0,
             slow_frames: 0,
+            slow_bytes: 0,
             turn: 0,
             topped: false,
         })
@@ -145,30 +147,30 @@ where
     ///
     /// The share is judged when the frame is offered, for a frame on the slow path too.
     pub fn offer_within(&mut self, now: u64, frame: Frame, share: u64) -> Verdict {
-        let ready = match self.port.ingress(now, &frame) {
+        let ready = match self.port.ingress::<true>(now, &frame) {
             Ok(ready) => ready,
-            Err(reason) => return Verdict::Drop(reason),
+            Err(reason) => return self.port.refuse(reason, &frame),
         };
         self.run(ready);
         let config = self.port.config();
         let slow = config.processor.filter(|_| frame.cost > 0);
         if slow.is_some_and(|processor| self.slow_frames >= processor.queue) {
-            return self.port.refuse(DropReason::QueueFull);
+            return self.port.refuse(DropReason::QueueFull, &frame);
         }
         let (frames, bytes) = self.buffered();
         let mark = match slow {
             Some(_) if u64::from(bytes) + u64::from(frame.len) > share => {
-                return self.port.refuse(DropReason::SharedFull);
+                return self.port.refuse(DropReason::SharedFull, &frame);
             }
             Some(_) => false,
-            None => match self.port.admit(ready, &frame, frames, bytes, share) {
+            None => match self.port.admit::<true>(ready, &frame, frames, bytes, share) {
                 Ok(mark) => mark,
-                Err(reason) => return self.port.refuse(reason),
+                Err(reason) => return self.port.refuse(reason, &frame),
             },
         };
         let slots = self.waiting.as_mut();
         let Some(i) = self.spare.pop(slots) else {
-            return self.port.refuse(DropReason::NoSlot);
+            return self.port.refuse(DropReason::NoSlot, &frame);
         };
         let slot = &mut slots[usize::from(i)];
         (slot.tag, slot.len) = (frame.tag, frame.len as u16);
@@ -182,6 +184,7 @@ where
             slot.key = done << FLAGS | u64::from(class);
             self.slow.push(slots, i);
             self.slow_frames += 1;
+            self.slow_bytes += u64::from(frame.len);
         } else {
             let flood = if frame.flood { FLOOD } else { 0 };
             slot.key = ready << FLAGS | flood | u64::from(mark);
@@ -197,7 +200,7 @@ where
         self.frames += 1;
         self.classes[usize::from(class)].list.push(slots, i);
         let (frames, bytes) = self.buffered();
-        self.port.counters_mut().held(frames, bytes);
+        self.port.tally().held(frames, bytes);
     }
 
     /// The next instant at which something is to be decided.
@@ -232,19 +235,20 @@ where
         let Some(i) = self.slow.pop(slots) else { return };
         self.slow_frames -= 1;
         let slot = &mut slots[usize::from(i)];
+        self.slow_bytes -= u64::from(slot.len);
         let class = (slot.key & 7) as u8;
         let ecn = slot.node & ECN != 0;
         let frame = Frame { ecn, class, ..Frame::new(slot.tag, u32::from(slot.len)) };
         self.port.settle(at);
         let (frames, bytes) = self.buffered();
-        match self.port.admit(at, &frame, frames, bytes, u64::MAX) {
+        match self.port.admit::<true>(at, &frame, frames, bytes, u64::MAX) {
             Ok(mark) => {
                 self.waiting.as_mut()[usize::from(i)].key = at << FLAGS | u64::from(mark);
                 // The classes may have become fewer since.
                 self.join(class.min(C as u8 - 1), i);
             }
             Err(reason) => {
-                self.port.refuse(reason);
+                self.port.refuse(reason, &frame);
                 self.tell(i, at, reason as u64);
             }
         }
@@ -259,21 +263,21 @@ where
         self.frames -= 1;
         self.bytes -= len;
         let ecn = slot.node & ECN != 0;
+        let flood = slot.key & FLOOD != 0;
+        let frame = Frame { ecn, flood, ..Frame::new(slot.tag, len) };
         let mut mark = slot.key & MARKED != 0;
         if let Some(codel) = self.port.config().codel
             && codel.drops(&mut self.codel, at, at.saturating_sub(joined), self.bytes)
         {
             if !(codel.ecn && ecn) {
-                self.port.refuse(DropReason::Aqm);
+                self.port.refuse(DropReason::Aqm, &frame);
                 self.tell(i, at, DropReason::Aqm as u64);
                 return;
             }
             mark = true;
         }
         self.port.settle(at);
-        let flood = slot.key & FLOOD != 0;
-        let frame = Frame { ecn, flood, ..Frame::new(slot.tag, len) };
-        match self.port.transmit(joined, &frame, mark) {
+        match self.port.transmit::<true>(joined, &frame, mark) {
             Verdict::Drop(reason) => self.tell(i, at, reason as u64),
             Verdict::Deliver(fate) if fate.duplicate_at.is_some() => self.tell(i, at, DUPLICATED),
             _ => self.spare.push(self.waiting.as_mut(), i),
@@ -388,8 +392,9 @@ where
     }
 
     /// What the port has done so far.
-    pub fn counters(&self) -> &Counters {
-        self.port.counters()
+    pub fn counters(&self) -> Counters {
+        let bytes = u64::from(self.bytes) + self.slow_bytes;
+        self.port.report(self.waiting(), bytes)
     }
 
     /// Its configuration.

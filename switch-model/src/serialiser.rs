@@ -5,10 +5,13 @@
 //! along, so the k-th frame of a busy period ends at the exact sum, and only what is shown outside
 //! is rounded down.
 
-use crate::{ConfigError, Rate, Size, frame::MAX_TIME};
+use crate::{ConfigError, Rate, Size, frame::LAST_DEPARTURE};
 
 /// Longest frame that the model takes, bytes.
 pub const MAX_FRAME: u32 = u16::MAX as u32;
+
+/// More bytes than any frame takes on the wire, with padding, cells, preamble and gap.
+const MAX_WIRE: u32 = 1 << 18;
 
 /// What the wire adds to a frame.
 ///
@@ -66,13 +69,15 @@ pub(crate) struct Instant {
 pub(crate) struct Pace {
     num: u64,
     den: u32,
+    /// Above 2^64 / den, for division by multiplication; 0 where that would not be exact.
+    inverse: u64,
 }
 
 impl Pace {
     /// `None` is a wire that takes no time.
     pub(crate) const fn new(rate: Option<Rate>) -> Result<Self, ConfigError> {
         const BYTE: u64 = 8_000_000_000;
-        let Some(rate) = rate else { return Ok(Self { num: 0, den: 1 }) };
+        let Some(rate) = rate else { return Ok(Self { num: 0, den: 1, inverse: 0 }) };
         let rate = rate.as_bits();
         if rate == 0 {
             return Err(ConfigError::ZeroRate);
@@ -92,16 +97,31 @@ impl Pace {
             (a, b) = (b, a % b);
         }
         let scale = if den * (1000 / a) <= u32::MAX as u64 { 1000 / a } else { 1 };
-        Ok(Self { num: num * scale, den: (den * scale) as u32 })
+        let (num, den) = (num * scale, den * scale);
+        // With m = floor(2^64 / den) + 1 the product x m exceeds 2^64 x / den by less than x den /
+        // 2^64, so its upper half is the quotient as long as x den stays below 2^64.
+        let largest = num as u128 * MAX_WIRE as u128 + den as u128;
+        let exact = den > 1 && largest * (den as u128) < 1 << 64;
+        let inverse = if exact { u64::MAX / den + 1 } else { 0 };
+        Ok(Self { num, den: den as u32, inverse })
     }
 
-    /// `bytes` after `from`. At most 2^18 bytes, and `num` is below 2^43: no overflow before MAX_TIME.
+    /// `bytes` after `from`. At most 2^18 bytes, and `num` is below 2^43: no overflow before LAST_DEPARTURE.
     #[inline]
     pub(crate) fn after(self, from: Instant, bytes: u32) -> Instant {
         let num = u64::from(bytes) * self.num + u64::from(from.rem);
         let den = u64::from(self.den);
-        let ns = num / den;
-        Instant { ns: (from.ns + ns).min(MAX_TIME), rem: (num - ns * den) as u32 }
+        let ns = match self.inverse {
+            0 => num / den,
+            inverse => ((u128::from(num) * u128::from(inverse)) >> 64) as u64,
+        };
+        Instant { ns: (from.ns + ns).min(LAST_DEPARTURE), rem: (num - ns * den) as u32 }
+    }
+
+    /// The later of `free` and the whole nanosecond `ready`.
+    #[inline]
+    pub(crate) fn start(free: Instant, ready: u64) -> Instant {
+        if free.ns >= ready { free } else { Instant { ns: ready, rem: 0 } }
     }
 
     /// `bytes` before `until`; `None` before the beginning of time.
@@ -173,11 +193,22 @@ impl Wire {
         Ok(wire)
     }
 
+    /// Whether frames are cut into cells.
+    pub(crate) fn cells(&self) -> bool {
+        self.cell_payload > 0
+    }
+
     /// Bytes that a frame of `len` occupies the wire for, the gap after it included.
     #[inline]
     pub(crate) fn bytes(&self, len: u32) -> u32 {
+        self.bytes_of::<true>(len)
+    }
+
+    /// The same; `CELLS` may be false if [`cells`](Self::cells) is.
+    #[inline]
+    pub(crate) fn bytes_of<const CELLS: bool>(&self, len: u32) -> u32 {
         let mut bytes = (len + self.overhead).max(self.min_frame);
-        if self.cell_payload > 0 {
+        if CELLS && self.cell_payload > 0 {
             bytes = bytes.div_ceil(self.cell_payload) * self.cell_size;
         }
         bytes + self.preamble + self.gap
@@ -187,6 +218,25 @@ impl Wire {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Division by multiplication must agree with division for every numerator that can occur.
+    #[test]
+    fn the_inverse_is_exact() {
+        for rate in [1_000, 7_777_000, 100_000_000, 2_500_000_000, 10_000_000_000, 400_000_000_000]
+        {
+            let fast = pace(Rate::bits(rate));
+            let slow = Pace { inverse: 0, ..fast };
+            for n in 0..200_000u64 {
+                let bytes = (crate::rng::mix(n) % u64::from(MAX_WIRE)) as u32;
+                let rem = (crate::rng::mix(!n) % u64::from(fast.den)) as u32;
+                let from = Instant { ns: 0, rem };
+                assert_eq!(fast.after(from, bytes), slow.after(from, bytes));
+            }
+            let last = Instant { ns: 0, rem: fast.den - 1 };
+            assert_eq!(fast.after(last, MAX_WIRE), slow.after(last, MAX_WIRE));
+        }
+        assert!(pace(Rate::gbit(10)).inverse > 0 && pace(Rate::bits(999_999_937)).inverse == 0);
+    }
 
     const ZERO: Instant = Instant { ns: 0, rem: 0 };
 
@@ -224,7 +274,7 @@ mod tests {
                 at = pace.after(at, bytes);
                 total += u128::from(bytes);
                 let exact = total * 8_000_000_000 / u128::from(rate);
-                assert_eq!(u128::from(at.ns), exact.min(u128::from(MAX_TIME)), "{rate} {k}");
+                assert_eq!(u128::from(at.ns), exact.min(u128::from(LAST_DEPARTURE)), "{rate} {k}");
             }
         }
         let mut at = ZERO;

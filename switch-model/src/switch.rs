@@ -5,6 +5,8 @@
 //! arrivals at the far end, one for departures from the buffer, without which no port's share of
 //! the buffer could be told exactly.
 
+use core::hint::select_unpredictable;
+
 use crate::{ConfigError, Event, Frame, Probability, Size, Verdict, scheduled::Egress};
 
 /// A buffer that all ports draw from, with a dynamic threshold: no port may hold more than `alpha`
@@ -68,12 +70,16 @@ impl<const N: usize> Index<N> {
             return;
         }
         self.keys[i] = key;
-        let mut node = (N + i) >> 1;
-        while node > 0 {
-            let (a, b) = (self.winner(2 * node), self.winner(2 * node + 1));
-            let wins = (self.keys[b] < self.keys[a]) | ((self.keys[b] == self.keys[a]) & (b < a));
-            self.nodes[node] = core::hint::select_unpredictable(wins, b, a) as u16;
+        let (mut winner, mut key) = (i, key);
+        let mut node = N + i;
+        while node > 1 {
+            let rival = self.winner(node ^ 1);
+            let other = self.keys[rival];
+            let lost = other < key;
+            winner = select_unpredictable(lost, rival, winner);
+            key = select_unpredictable(lost, other, key);
             node >>= 1;
+            self.nodes[node] = winner as u16;
         }
     }
 
@@ -180,9 +186,15 @@ impl<P: Egress, const N: usize> Switch<P, N> {
             if at > now {
                 return None;
             }
-            let before = self.ports[port].buffered_bytes();
-            let event = self.ports[port].pop_due(at);
-            self.account(port, before);
+            let event = match self.shared {
+                None => self.ports[port].pop_due(at),
+                Some(_) => {
+                    let before = self.ports[port].buffered_bytes();
+                    let event = self.ports[port].pop_due(at);
+                    self.account(port, before);
+                    event
+                }
+            };
             self.refresh(port);
             if let Some(event) = event {
                 return Some((port, event));

@@ -66,9 +66,9 @@ fn cut_through_falls_back_when_it_must() {
     // To a slower link: 1462 B at 10 Gbit/s, 1169.6 ns, are saved.
     assert_eq!(path(&[fast, slow], false), 14_428);
     assert_eq!(path(&[fast, slow], true), 13_259);
-    // The fractions of links of different rates add up: .8 + .0 + .8 + .88 makes 2.48.
+    // The fractions of links of different rates add up: .8 + .0 + .8 + .08 makes 1.68.
     let mixed = [fast, slow, fast, Rate::gbit(100)];
-    assert_eq!(path(&mixed, false), 1_220 + 12_208 + 1_220 + 122 + 4 * 500 + 2);
+    assert_eq!(path(&mixed, false), 1_220 + 12_208 + 1_220 + 122 + 4 * 500 + 1);
 
     let spec = PortSpec {
         rate: Some(slow),
