@@ -44,6 +44,8 @@ pub struct Options {
     pub default_tdf: Tdf,
     /// Leave the patch queue out.
     pub stock: bool,
+    /// A hypervisor to boot instead of the one that the options above describe.
+    pub image: Option<PathBuf>,
     /// Seed of the run.
     pub seed: u64,
     /// How the machine runs.
@@ -62,6 +64,7 @@ impl Options {
             tdf: None,
             default_tdf: Tdf::ONE,
             stock: false,
+            image: None,
             seed: 1,
             accel: Accel::Deterministic,
             timeout: Duration::from_secs(600),
@@ -88,12 +91,15 @@ struct Parts {
 }
 
 fn parts(options: &Options) -> Result<Parts> {
-    let xen = xen::build(&xen::Options {
+    let mut xen = xen::build(&xen::Options {
         base: options.base,
         source: options.xen_source.clone(),
         default_tdf: options.default_tdf,
         stock: options.stock,
     })?;
+    if let Some(image) = &options.image {
+        xen.image.clone_from(image);
+    }
     Ok(Parts { xen, guest: guest::build()? })
 }
 
@@ -294,10 +300,14 @@ pub fn report(outcome: &Outcome, file: Option<&Path>) -> Result<()> {
     match outcome.table.trim() {
         // It could not even begin; its log says why.
         "" => println!("{}", tail(&outcome.console)),
-        _ => print!("{}", outcome.table),
+        // The verdict comes last.
+        table => {
+            let rows = table.strip_suffix("PASS").or_else(|| table.strip_suffix("FAIL"));
+            println!("{}", rows.unwrap_or(table).trim_end());
+        }
     }
     let text = |key: &str| outcome.document[key].as_str().unwrap_or("?").to_owned();
-    println!("digest {}  log {}", text("digest"), paths::shown(&outcome.console));
+    println!("\ndigest {}  log {}", text("digest"), paths::shown(&outcome.console));
     if let Some(file) = file {
         write_atomic(file, serde_json::to_string_pretty(&outcome.document)? + "\n")?;
     }

@@ -8,6 +8,7 @@ mod guest;
 mod host;
 mod lab;
 mod lock;
+mod mutate;
 mod patch;
 mod paths;
 mod qemu;
@@ -117,6 +118,7 @@ impl LabArgs {
             tdf: self.tdf,
             default_tdf: self.default_tdf,
             stock: self.stock,
+            image: None,
             seed: self.seed,
             accel: self.accel,
             timeout: Duration::from_secs(self.timeout),
@@ -140,6 +142,17 @@ struct XenArgs {
 enum PatchVerb {
     /// Check the queue's messages, and that it applies to the source with no fuzz
     Check(BaseArgs),
+    /// Take one hook at a time out of the patched Xen, and see that the lab notices (slow)
+    Mutate(MutateArgs),
+}
+
+#[derive(Args)]
+struct MutateArgs {
+    /// Only the hooks of these paths: P8 P16
+    #[arg(value_name = "PATH")]
+    only: Vec<String>,
+    #[command(flatten)]
+    base: BaseArgs,
 }
 
 #[derive(Args)]
@@ -205,6 +218,11 @@ fn run(verb: &Verb) -> Result<bool> {
             host::ensure()?;
             xen::check_queue(base, source)?;
             Ok(true)
+        }
+        Verb::Patch(PatchVerb::Mutate(args)) => {
+            let (base, source) = (args.base.base()?, args.base.source()?);
+            host::ensure()?;
+            mutate::run(base, source, &args.only)
         }
         Verb::Test(args) => {
             let base = args.base.base()?;

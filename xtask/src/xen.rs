@@ -34,9 +34,18 @@ pub struct Xen {
     pub version: String,
 }
 
-/// The number of processors, for `make -j`.
-fn jobs() -> String {
-    format!("-j{}", std::thread::available_parallelism().map_or(2, usize::from))
+/// `make` in the hypervisor's folder of a tree, on all processors.
+fn make(tree: &Path) -> Cmd {
+    let jobs = std::thread::available_parallelism().map_or(2, usize::from);
+    Cmd::new("make").arg("-C").arg(tree.join("xen")).arg(format!("-j{jobs}"))
+}
+
+/// The build of a configured tree. The banner names no build machine and no time: the same source
+/// gives the same hypervisor.
+pub fn make_image(tree: &Path) -> Cmd {
+    make(tree)
+        .args(["XEN_BUILD_DATE=", "XEN_BUILD_TIME=", "XEN_BUILD_HOST=lab"])
+        .args(["XEN_WHOAMI=xen-tdf", "XEN_DOMAIN=lab"])
 }
 
 /// Fetches, patches, configures and builds; each only as far as its inputs changed.
@@ -56,7 +65,7 @@ pub fn build(options: &Options) -> Result<Xen> {
             options.default_tdf.den()
         ),
     };
-    let image = tree.join("xen/xen");
+    let image = image(&tree);
     let inputs = Inputs::new().text(&config).hash();
     let stamp = Stamp::new(tree.join(".built"));
     if !stamp.is(&inputs) || !image.is_file() {
@@ -65,7 +74,7 @@ pub fn build(options: &Options) -> Result<Xen> {
             &format!("{}-xen-{what}", options.base),
             &format!("Xen ({what}, {})", options.base),
         )?;
-        let make = || Cmd::new("make").arg("-C").arg(tree.join("xen")).arg(jobs());
+        let make = || make(&tree);
         if !tree.join("xen/.config").is_file() {
             step.run(&make().arg("defconfig"))?;
         }
@@ -81,12 +90,7 @@ pub fn build(options: &Options) -> Result<Xen> {
         // Left to itself the build would forget what the last configuration was, take every symbol
         // for changed, and begin anew.
         step.run(&make().arg("syncconfig"))?;
-        // The banner names no build machine and no time: the same source gives the same hypervisor.
-        step.run(
-            &make()
-                .args(["XEN_BUILD_DATE=", "XEN_BUILD_TIME=", "XEN_BUILD_HOST=lab"])
-                .args(["XEN_WHOAMI=xen-tdf", "XEN_DOMAIN=lab"]),
-        )?;
+        step.run(&make_image(&tree))?;
         stamp.set(&inputs)?;
         step.done(&match options.stock {
             true => "built".to_owned(),
@@ -95,6 +99,11 @@ pub fn build(options: &Options) -> Result<Xen> {
     }
     let version = version(&tree)?;
     Ok(Xen { image, version })
+}
+
+/// Where the build of a tree leaves the image that multiboot loaders take.
+pub fn image(tree: &Path) -> PathBuf {
+    tree.join("xen/xen")
 }
 
 /// The tree with (or, for stock, without) the queue applied.
@@ -159,7 +168,8 @@ pub fn prepare(options: &Options) -> Result<PathBuf> {
     Ok(tree)
 }
 
-fn remove(dir: &Path) -> Result<()> {
+/// Removes a folder, if it is there.
+pub fn remove(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             Err(e).with_context(|| format!("cannot remove {}", dir.display()))
