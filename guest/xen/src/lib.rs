@@ -11,5 +11,6 @@ pub mod evtchn;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
 pub mod hypercall;
+pub mod path;
 pub mod reading;
 pub mod ring;
