@@ -4,6 +4,7 @@
 mod apt;
 mod dom0;
 mod exec;
+mod fuzz;
 mod guest;
 mod host;
 mod lab;
@@ -21,7 +22,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use tdf_abi::Tdf;
 
@@ -52,8 +53,25 @@ enum Verb {
     Patch(PatchVerb),
     /// Run all tests
     Test(TestArgs),
+    /// Measure, side by side in one run, and print the ratios
+    Bench {
+        /// What to measure
+        what: Bench,
+    },
+    /// Fuzz what takes hostile input
+    Fuzz {
+        /// How long each target runs
+        #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+        seconds: u64,
+    },
     /// Say what is missing on this machine, and the one command that installs it
     Doctor,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Bench {
+    /// Cost per frame of a switch port, beside other implementations
+    SwitchModel,
 }
 
 #[derive(Args)]
@@ -229,6 +247,11 @@ fn run(verb: &Verb) -> Result<bool> {
             host::ensure()?;
             test::run(base, args.base.source()?, !args.lab, !args.host)
         }
+        Verb::Bench { what: Bench::SwitchModel } => {
+            let cmd = guest::cargo().args(["bench", "--locked", "-p", "switch-model"]);
+            Ok(cmd.command().status().context("cannot start cargo")?.success())
+        }
+        Verb::Fuzz { seconds } => fuzz::run(*seconds).map(|()| true),
         Verb::Doctor => Ok(true),
     }
 }
