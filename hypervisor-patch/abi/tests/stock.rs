@@ -42,6 +42,7 @@ const ALL: [TimePath; 8] =
 const FLAGS: usize = 1;
 const NOW: usize = 2;
 const LOCAL_STIME: usize = 4;
+const VTSC_OFFSET: usize = 9;
 const VTSC_LAST: usize = 10;
 const PERIOD: usize = 16;
 const VTSC: i64 = 1;
@@ -259,6 +260,8 @@ fn a_dilated_domain_gets_what_stock_would_give_it_in_virtual_time() {
     let mut dilated = Vec::new();
     let mut virtual_ = Vec::new();
     let mut segments = Vec::new();
+    // How much later than V stock's clock shows.
+    let mut later = Vec::new();
     for path in ALL {
         for _ in 0..50_000 {
             let (num, den) = match numbers.below(3) {
@@ -291,16 +294,41 @@ fn a_dilated_domain_gets_what_stock_would_give_it_in_virtual_time() {
                 }
                 _ => {}
             }
+            // Stock's clock is never below 0. V before the segment may be, and then what counts is
+            // the distance to the emulated TSC's offset.
+            let first = match path {
+                Record => stock[LOCAL_STIME],
+                Rdtsc => stock[NOW].min(stock[VTSC_LAST]),
+                _ => 0,
+            };
+            let shift = 0.max(-first);
+            for time in [NOW, LOCAL_STIME, VTSC_OFFSET, VTSC_LAST] {
+                stock[time] = stock[time].wrapping_add(shift);
+            }
+            later.push(shift);
             virtual_.push(stock);
             segments.push(seg);
         }
     }
     let stock = build(&stock, "dilated-stock", false).calls(&virtual_);
     let patched = build(&patched, "dilated-patched", true).calls(&dilated);
-    let mut scaled = 0;
+    let (mut scaled, mut below_zero) = (0, 0);
     for (i, record) in dilated.iter().enumerate() {
         let (seg, path) = (segments[i], ALL[record[0] as usize]);
         let (mut expected, answer) = (stock[i], patched[i]);
+        match path {
+            _ if later[i] == 0 => {}
+            Rdtsc => expected[1] -= later[i],
+            _ => {
+                below_zero += record[FLAGS] & VTSC;
+                // Each copy of the record that was made.
+                for copy in [0, 4, 8] {
+                    if expected[copy..copy + 4] != [0; 4] {
+                        expected[copy + 2] -= later[i];
+                    }
+                }
+            }
+        }
         match path {
             Record if record[FLAGS] & VTSC == 0 => {
                 // A native TSC keeps its time stamp and gets another slope.
@@ -335,4 +363,5 @@ fn a_dilated_domain_gets_what_stock_would_give_it_in_virtual_time() {
         assert_eq!(expected, answer, "{path:?}: {record:?}");
     }
     assert!(scaled > 10_000, "only {scaled} records had a native TSC");
+    assert!(below_zero > 1_000, "only {below_zero} emulated TSCs began below 0");
 }
