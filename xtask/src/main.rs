@@ -15,6 +15,7 @@ mod paths;
 mod qemu;
 mod stamp;
 mod test;
+mod tidy;
 mod tool;
 mod xen;
 
@@ -53,6 +54,8 @@ enum Verb {
     Patch(PatchVerb),
     /// Run all tests
     Test(TestArgs),
+    /// Check licence lines, host paths, white space, dependencies' licences
+    Tidy,
     /// Measure, side by side in one run, and print the ratios
     Bench {
         /// What to measure
@@ -251,6 +254,7 @@ fn run(verb: &Verb) -> Result<bool> {
             let cmd = guest::cargo().args(["bench", "--locked", "-p", "switch-model"]);
             Ok(cmd.command().status().context("cannot start cargo")?.success())
         }
+        Verb::Tidy => tidy::run().map(|()| true),
         Verb::Fuzz { seconds } => fuzz::run(*seconds).map(|()| true),
         Verb::Doctor => Ok(true),
     }

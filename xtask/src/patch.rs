@@ -1,69 +1,176 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The patch queue against a Xen tree.
+//!
+//! The order is the same for every version of Xen. Where a version needs other lines than the rest,
+//! the folder that is named after it holds a patch of the same name, which replaces the common one.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use serde::Deserialize;
 
 use crate::exec::{Cmd, Step};
 use crate::paths;
+use crate::stamp::Inputs;
 
 /// The folder of the queue.
 pub fn folder() -> PathBuf {
     paths::root().join("hypervisor-patch/patches")
 }
 
-/// The patches, in the order of `series`.
+/// What `hypervisor-patch/base.toml` says about the queue.
+#[derive(Deserialize)]
+struct Known {
+    /// Versions of Xen, as `major.minor`, to which it is known to apply.
+    versions: Vec<String>,
+}
+
+impl Known {
+    fn read() -> Result<Self> {
+        let file = paths::root().join("hypervisor-patch/base.toml");
+        let text =
+            fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+        toml::from_str(&text).with_context(|| format!("cannot understand {}", file.display()))
+    }
+
+    /// Refuses a version that nothing is known of.
+    fn check(&self, version: &str) -> Result<()> {
+        if self.versions.iter().any(|v| v == version) {
+            return Ok(());
+        }
+        bail!(
+            "the patch queue is not known to apply to Xen {version}, only to {}",
+            self.versions.join(", ")
+        );
+    }
+}
+
+/// The version of the Xen tree `tree` as the queue tells versions apart: `major.minor`.
 ///
 /// # Errors
-/// `series` names a patch that is not there, or a patch is there that `series` does not name.
-pub fn series() -> Result<Vec<PathBuf>> {
-    let dir = folder();
-    let file = dir.join("series");
+/// The tree's makefile cannot be read, or states no version.
+pub fn version(tree: &Path) -> Result<String> {
+    let makefile = tree.join("xen/Makefile");
+    let text = fs::read_to_string(&makefile)
+        .with_context(|| format!("cannot read {}", makefile.display()))?;
+    match (variable(&text, "XEN_VERSION"), variable(&text, "XEN_SUBVERSION")) {
+        (Some(major), Some(minor)) => Ok(format!("{major}.{minor}")),
+        _ => bail!("{} states no version", makefile.display()),
+    }
+}
+
+/// What the makefile `text` sets the variable `name` to.
+pub fn variable(text: &str, name: &str) -> Option<String> {
+    text.lines().find_map(|line| {
+        let (left, right) = line.split_once('=')?;
+        let left = left.trim_start_matches("export ").trim_end_matches([' ', '\t', ':', '?']);
+        (left == name).then(|| right.trim().to_owned())
+    })
+}
+
+/// The names of the patches in `queue`, in the order of its `series`.
+fn names(queue: &Path) -> Result<Vec<String>> {
+    let file = queue.join("series");
     let text =
         fs::read_to_string(&file).with_context(|| format!("cannot read {}", file.display()))?;
+    let words = text.lines().filter_map(|l| l.split('#').next()?.split_whitespace().next());
+    Ok(words.map(str::to_owned).collect())
+}
+
+/// The patches of `queue` for Xen `version`, in order: each one's variant, or else the common one.
+fn series(queue: &Path, version: &str) -> Result<Vec<PathBuf>> {
     let mut patches = Vec::new();
-    for line in text.lines() {
-        let Some(name) = line.split('#').next().and_then(|l| l.split_whitespace().next()) else {
-            continue;
-        };
-        let patch = dir.join(name);
-        if !patch.is_file() {
-            bail!("{} names {name}, which is not there", paths::shown(&file));
-        }
-        patches.push(patch);
-    }
-    for entry in fs::read_dir(&dir)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|e| e == "patch") && !patches.contains(&path) {
-            bail!("{} is not in {}", paths::shown(&path), paths::shown(&file));
+    for name in names(queue)? {
+        let places = [queue.join(version).join(&name), queue.join(&name)];
+        match places.into_iter().find(|p| p.is_file()) {
+            Some(patch) => patches.push(patch),
+            None => bail!("{} names {name}, which is not there", shown_series(queue)),
         }
     }
     Ok(patches)
 }
 
-/// Applies the queue to the tree `xen`, with no fuzz.
-pub fn apply(step: &mut Step, xen: &Path) -> Result<()> {
-    for patch in series()? {
-        let name = patch.file_name().unwrap_or_default().to_string_lossy().into_owned();
+fn shown_series(queue: &Path) -> String {
+    paths::shown(&queue.join("series"))
+}
+
+/// Every patch of `queue`, variants included.
+///
+/// # Errors
+/// There is one that `series` does not name, or a folder of no version in `known`.
+fn all(queue: &Path, known: &Known) -> Result<Vec<PathBuf>> {
+    let names = names(queue)?;
+    let mut folders = vec![queue.to_owned()];
+    let mut patches = Vec::new();
+    for entry in sorted(queue)? {
+        let folder = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if entry.is_dir() {
+            known.check(&folder).with_context(|| paths::shown(&entry))?;
+            folders.push(entry);
+        }
+    }
+    for folder in folders {
+        for path in
+            sorted(&folder)?.into_iter().filter(|p| p.extension().is_some_and(|e| e == "patch"))
+        {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if !names.contains(&name) {
+                bail!("{} is not in {}", paths::shown(&path), shown_series(queue));
+            }
+            patches.push(path);
+        }
+    }
+    Ok(patches)
+}
+
+fn sorted(dir: &Path) -> Result<Vec<PathBuf>> {
+    let mut paths = fs::read_dir(dir)
+        .with_context(|| format!("cannot read {}", dir.display()))?
+        .map(|e| Ok(e?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    paths.sort();
+    Ok(paths)
+}
+
+/// What a tree of Xen `version` with the queue depends on: the patches for it, and their order.
+///
+/// # Errors
+/// A patch cannot be read.
+pub fn inputs(version: &str) -> Result<Inputs> {
+    series(&folder(), version)?.iter().try_fold(Inputs::new(), |inputs, patch| {
+        inputs.text(&patch.file_name().unwrap_or_default().to_string_lossy()).file(patch)
+    })
+}
+
+/// Applies the queue to the tree `xen`, with no fuzz; returns how many patches, and of them how
+/// many were made for its version.
+///
+/// # Errors
+/// Nothing is known of the tree's version, or a patch does not apply.
+pub fn apply(step: &mut Step, xen: &Path) -> Result<(usize, usize)> {
+    let version = version(xen)?;
+    Known::read()?.check(&version)?;
+    let queue = folder();
+    let patches = series(&queue, &version)?;
+    for patch in &patches {
         step.run(
             &Cmd::new("patch")
                 .args(["-p1", "--forward", "--fuzz=0", "--no-backup-if-mismatch", "-i"])
-                .arg(&patch)
+                .arg(patch)
                 .dir(xen),
         )
-        .with_context(|| format!("{name} does not apply to this Xen"))?;
+        .with_context(|| format!("{} does not apply to this Xen", paths::shown(patch)))?;
     }
-    Ok(())
+    Ok((patches.len(), patches.iter().filter(|p| p.parent() != Some(&queue)).count()))
 }
 
-/// What a patch of the queue must have: a subject, a reason, a sign-off.
+/// What every patch of the queue, for whichever version, must have: a subject, a reason, a sign-off.
 ///
 /// # Errors
 /// Names the first patch that lacks one of them.
 pub fn check_messages() -> Result<usize> {
-    let patches = series()?;
+    let patches = all(&folder(), &Known::read()?)?;
     for patch in &patches {
         let text = fs::read_to_string(patch)
             .with_context(|| format!("cannot read {}", patch.display()))?;
@@ -94,6 +201,78 @@ fn lacks(text: &str) -> Option<&'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn queue(files: &[&str]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for file in files {
+            let path = dir.path().join(file);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, *file).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn a_variant_replaces_the_common_patch_for_its_version_only() {
+        let dir = queue(&["0001-a.patch", "0002-b.patch", "4.20/0002-b.patch"]);
+        fs::write(dir.path().join("series"), "# order\n0001-a.patch\n0002-b.patch\n").unwrap();
+        let names = |version| {
+            let patches = series(dir.path(), version).unwrap();
+            patches.iter().map(|p| fs::read_to_string(p).unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(names("4.17"), ["0001-a.patch", "0002-b.patch"]);
+        assert_eq!(names("4.20"), ["0001-a.patch", "4.20/0002-b.patch"]);
+    }
+
+    #[test]
+    fn a_patch_that_has_no_place_in_the_series_is_refused_whichever_version_it_is_for() {
+        let known = || Known { versions: vec!["4.17".into(), "4.20".into()] };
+        let dir = queue(&["0001-a.patch", "4.20/0001-a.patch", "4.20/0002-b.patch"]);
+        fs::write(dir.path().join("series"), "0001-a.patch\n").unwrap();
+        let error = all(dir.path(), &known()).unwrap_err().to_string();
+        assert!(error.contains("4.20/0002-b.patch"), "{error}");
+        fs::remove_file(dir.path().join("4.20/0002-b.patch")).unwrap();
+        assert_eq!(all(dir.path(), &known()).unwrap().len(), 2);
+        fs::create_dir(dir.path().join("4.2")).unwrap();
+        let error = format!("{:#}", all(dir.path(), &known()).unwrap_err());
+        assert!(error.contains("not known to apply to Xen 4.2,"), "{error}");
+        fs::write(dir.path().join("series"), "0003-c.patch\n").unwrap();
+        let error = series(dir.path(), "4.20").unwrap_err().to_string();
+        assert!(error.contains("0003-c.patch"), "{error}");
+    }
+
+    #[test]
+    fn a_version_of_which_nothing_is_known_is_refused_with_those_that_are() {
+        let known = Known { versions: vec!["4.17".into(), "4.20".into()] };
+        for version in &known.versions {
+            known.check(version).unwrap();
+        }
+        for version in ["4.2", "4.19", "4.200", "5.17", ""] {
+            let error = known.check(version).unwrap_err().to_string();
+            assert!(error.contains(&format!("Xen {version},")), "{error}");
+            assert!(error.ends_with("only to 4.17, 4.20"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_version_is_the_one_that_the_makefile_sets() {
+        let old = "# note\nexport XEN_VERSION       = 4\nexport XEN_SUBVERSION    = 17\n";
+        let new = "XEN_VERSION := 4\nexport XEN_SUBVERSION=20\nX = $(XEN_VERSION)=1\n";
+        for (text, minor) in [(old, "17"), (new, "20")] {
+            assert_eq!(variable(text, "XEN_VERSION").as_deref(), Some("4"));
+            assert_eq!(variable(text, "XEN_SUBVERSION").as_deref(), Some(minor));
+            assert_eq!(variable(text, "SUBVERSION"), None);
+        }
+    }
+
+    #[test]
+    fn every_patch_of_the_queue_is_complete_and_has_its_place() {
+        let known = Known::read().unwrap();
+        assert!(check_messages().unwrap() >= names(&folder()).unwrap().len());
+        for version in &known.versions {
+            assert!(!series(&folder(), version).unwrap().is_empty());
+        }
+    }
 
     #[test]
     fn a_message_needs_a_subject_a_reason_and_a_sign_off() {

@@ -34,19 +34,6 @@ impl Inputs {
         Ok(self)
     }
 
-    /// Adds the content of every file in a folder, by name, and their names.
-    pub fn dir(mut self, dir: &Path) -> Result<Self> {
-        let mut files: Vec<PathBuf> = fs::read_dir(dir)
-            .with_context(|| format!("cannot read {}", dir.display()))?
-            .map(|e| Ok(e?.path()))
-            .collect::<Result<_>>()?;
-        files.sort();
-        for file in files.iter().filter(|f| f.is_file()) {
-            self = self.text(&file.file_name().unwrap_or_default().to_string_lossy()).file(file)?;
-        }
-        Ok(self)
-    }
-
     /// The hash, in hexadecimal.
     pub fn hash(self) -> String {
         hex(&self.0.finalize())

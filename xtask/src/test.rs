@@ -12,7 +12,7 @@ use crate::apt::Base;
 use crate::exec::Step;
 use crate::guest::cargo;
 use crate::lab::{self, Outcome};
-use crate::xen;
+use crate::{tidy, xen};
 
 /// Factors with which the default lab must pass, besides the scenario's own.
 const FACTORS: &[&str] = &["1", "2", "2.5", "100", "1000", "1/2"];
@@ -28,6 +28,7 @@ pub fn run(base: Base, source: Option<PathBuf>, host: bool, in_lab: bool) -> Res
     let mut tally = Tally::default();
     let tests = Tests { base, source };
     if host {
+        tally.case("host: tidy", tidy::run);
         tally.case("host: patch queue", || xen::check_queue(base, tests.source.clone()));
         tally.case("host: all crates", || tests.host());
     }

@@ -112,26 +112,33 @@ pub fn image(tree: &Path) -> PathBuf {
 /// The source cannot be had, or the queue does not apply.
 pub fn prepare(options: &Options) -> Result<PathBuf> {
     let dir = paths::work().join(options.base.to_string());
-    let (kind, mut inputs) = match options.stock {
-        true => ("xen-stock", Inputs::new()),
-        false => ("xen", Inputs::new().dir(&patch::folder())?),
-    };
+    let kind = if options.stock { "xen-stock" } else { "xen" };
     let tree = match &options.source {
         Some(_) => dir.join(format!("{kind}-given")),
         None => dir.join(kind),
     };
-    if let Some(source) = &options.source {
-        if !source.join("xen/include/public/domctl.h").is_file() {
-            bail!(
-                "--xen-src {}: not a Xen source tree (no xen/include/public/domctl.h)",
-                source.display()
-            );
-        }
-        inputs = inputs.text(&source.to_string_lossy());
+    if let Some(source) = &options.source
+        && !source.join("xen/include/public/domctl.h").is_file()
+    {
+        bail!(
+            "--xen-src {}: not a Xen source tree (no xen/include/public/domctl.h)",
+            source.display()
+        );
     }
-    let inputs = inputs.hash();
+    // Which patches a tree has got depends on its version, so that only the tree itself can tell.
+    let inputs = |tree: &Path| -> Result<String> {
+        let inputs = match options.stock {
+            true => Inputs::new(),
+            false => patch::inputs(&patch::version(tree)?)?,
+        };
+        Ok(match &options.source {
+            Some(source) => inputs.text(&source.to_string_lossy()),
+            None => inputs,
+        }
+        .hash())
+    };
     let stamp = Stamp::new(tree.join(".prepared"));
-    if stamp.is(&inputs) {
+    if inputs(&tree).is_ok_and(|inputs| stamp.is(&inputs)) {
         return Ok(tree);
     }
     let mut step = Step::begin(&format!("{}-{kind}-source", options.base), "Xen source")?;
@@ -155,16 +162,16 @@ pub fn prepare(options: &Options) -> Result<PathBuf> {
         }
         (None, None) => bail!("no Xen source"),
     }
-    if !options.stock {
-        patch::apply(&mut step, &fresh)?;
-    }
+    let applied = match options.stock {
+        true => String::new(),
+        false => format!(", {} patches applied", patch::apply(&mut step, &fresh)?.0),
+    };
+    // A tree that is half removed has no stamp.
+    stamp.clear();
     remove(&tree)?;
     fs::rename(&fresh, &tree).with_context(|| format!("cannot create {}", tree.display()))?;
-    stamp.set(&inputs)?;
-    step.done(&match options.stock {
-        true => version(&tree)?,
-        false => format!("{}, {} patches applied", version(&tree)?, patch::series()?.len()),
-    });
+    stamp.set(&inputs(&tree)?)?;
+    step.done(&format!("{}{applied}", version(&tree)?));
     Ok(tree)
 }
 
@@ -183,19 +190,17 @@ fn version(tree: &Path) -> Result<String> {
     let makefile = tree.join("xen/Makefile");
     let text = fs::read_to_string(&makefile)
         .with_context(|| format!("cannot read {}", makefile.display()))?;
-    let value = |name: &str| {
-        let line = text.lines().find(|l| l.trim_start_matches("export ").starts_with(name));
-        line.and_then(|l| l.split('=').nth(1)).map(|v| v.replace("$(XEN_VENDORVERSION)", ""))
-    };
+    let value = |name: &str| patch::variable(&text, name);
     match (value("XEN_VERSION"), value("XEN_SUBVERSION"), value("XEN_EXTRAVERSION")) {
         (Some(major), Some(minor), Some(extra)) => {
-            Ok(format!("{}.{}{}", major.trim(), minor.trim(), extra.trim()))
+            Ok(format!("{major}.{minor}{}", extra.replace("$(XEN_VENDORVERSION)", "")))
         }
         _ => bail!("{} states no version", makefile.display()),
     }
 }
 
-/// `patch check`: every message is complete, and the queue applies to a pristine tree with no fuzz.
+/// `patch check`: every message is complete, for whichever version, and the queue applies to a
+/// pristine tree of the base's version with no fuzz.
 ///
 /// # Errors
 /// Names the patch that fails.
@@ -206,8 +211,11 @@ pub fn check_queue(base: Base, source: Option<PathBuf>) -> Result<()> {
     let copy = paths::work().join(base.to_string()).join("patch-check");
     remove(&copy)?;
     step.run(&Cmd::new("cp").args(["-a", "--"]).arg(&stock).arg(&copy))?;
-    patch::apply(&mut step, &copy)?;
+    let (applied, own) = patch::apply(&mut step, &copy)?;
     remove(&copy)?;
-    step.done(&format!("{count} patches apply to Xen {} with no fuzz", version(&stock)?));
+    step.done(&format!(
+        "{applied} patches, {own} of them of its own, apply to Xen {} with no fuzz; {count} messages are complete",
+        version(&stock)?
+    ));
     Ok(())
 }
