@@ -75,6 +75,8 @@ pub struct FakeDomain {
     /// Its factor when it first ran.
     pub started_at: Option<Tdf>,
     script: Vec<(i64, Vec<u8>)>,
+    /// The last of the script is said, and the domain ends, when its time is this.
+    finale: Option<i64>,
     down: Option<(i64, u8)>,
 }
 
@@ -152,6 +154,7 @@ impl Machine {
             virt0: self.real,
             started_at: None,
             script: Vec::new(),
+            finale: None,
             down: None,
         });
         self.next_id += 1;
@@ -224,6 +227,45 @@ impl FakeDomain {
         self.virt0 + self.tdf.to_virtual((real - self.real0).into()) as i64
     }
 
+    /// Moves the end of its script to where its factor puts it.
+    fn settle(&mut self) {
+        let Some(finale) = self.finale else { return };
+        let due = match self.active {
+            true => self.real0 + self.tdf.to_real((finale - self.virt0).into()) as i64,
+            false => finale,
+        };
+        self.down = Some((due + 1000, 0));
+        if let Some(last) = self.script.last_mut() {
+            last.0 = due;
+        }
+    }
+
+    /// A domain that tries paths, or watches its clocks: what it says at the end.
+    fn tries(&mut self, real: i64, span: i64, behaviour: Behaviour) {
+        let value = i64::from(behaviour == Behaviour::Fast);
+        let (changes, linux) =
+            (self.config.contains("test=changes"), self.config.contains("console=hvc0"));
+        let wanted: &[(&str, &str)] = match (changes, linux) {
+            (true, true) => &crate::probe::CHANGES,
+            (true, false) => &crate::run::GUEST_CHANGES,
+            (false, _) => &crate::run::GUEST_PATHS,
+        };
+        let missing = usize::from(behaviour == Behaviour::Missing);
+        let mut text = String::new();
+        for (path, probe) in wanted.iter().skip(missing) {
+            let probe = if probe.is_empty() { "any@1" } else { probe };
+            text.push_str(&format!(
+                "tdf-path path={path} probe={probe} lo=0 value={value} hi=0\r\n"
+            ));
+        }
+        let result = if behaviour == Behaviour::SaysFailure { "FAILURE" } else { "SUCCESS" };
+        text.push_str(&format!("Test result: {result}\r\n"));
+        self.script.push((real + 5_000_000, b"booting\r\ntdf-begin\r\n".to_vec()));
+        self.finale = Some(self.virt(real) + span);
+        self.script.push((i64::MAX, text.into_bytes()));
+        self.settle();
+    }
+
     /// Writes down what its probe will say and when.
     fn boot(&mut self, real: i64, behaviour: Behaviour) {
         let parameter = |key: &str| {
@@ -240,11 +282,15 @@ impl FakeDomain {
             (&["system_time", "wall_clock", "tsc", "timer", "set_timer_op"], "tsc", "timer")
         };
         let begin = real + 5_000_000;
+        let probes_clocks = self.config.contains("test=clocks");
         let mut say = |at: i64, line: &str| self.script.push((at, line.as_bytes().to_vec()));
         match behaviour {
             Behaviour::Mute => return,
             Behaviour::Floods => return say(begin, &"x".repeat(100_000)),
             _ => {}
+        }
+        if !probes_clocks {
+            return self.tries(real, span, behaviour);
         }
         say(begin, "booting \x1b[1m\r\n");
         let whole = self.tdf.to_real(span.into()) as i64;
@@ -329,6 +375,7 @@ impl Hypervisor for Machine {
                     if tdf != domain.tdf {
                         (domain.real0, domain.virt0, domain.tdf) = (real, virt, tdf);
                         domain.active = true;
+                        domain.settle();
                     }
                     domain.reveal = set.flags & TDF_REVEAL != 0;
                     *sets += 1;

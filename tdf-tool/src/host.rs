@@ -160,9 +160,20 @@ impl Dom0 for Host {
                 polled.push(libc::pollfd { fd, events, revents: 0 });
             }
         }
-        let ms = timeout.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32;
-        // SAFETY: the array has the given length, and all its descriptors are open.
-        let ready = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, ms) };
+        let timeout = libc::timespec {
+            tv_sec: timeout.as_secs().min(1 << 30) as libc::time_t,
+            tv_nsec: timeout.subsec_nanos().into(),
+        };
+        // SAFETY: the array has the given length, and all its descriptors are open; the time is
+        // valid for reading, and no mask of signals is given.
+        let ready = unsafe {
+            libc::ppoll(
+                polled.as_mut_ptr(),
+                polled.len() as libc::nfds_t,
+                &raw const timeout,
+                std::ptr::null(),
+            )
+        };
         if ready < 0 {
             let error = io::Error::last_os_error();
             return match error.kind() {

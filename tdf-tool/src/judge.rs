@@ -6,13 +6,15 @@
 //! ([`SegmentJudge`]). A clock that nobody read, or only for a moment, is a failure as well.
 
 use tdf_abi::Tdf;
+use tdf_xen::path::PathRow;
 use tdf_xen::reading::{Judge, Reading};
 
-use crate::report::Row;
+use crate::report::{Path, Row};
 use crate::xen::Dilation;
 
-/// Clocks that one guest may speak of; it is not trusted with our memory.
+/// Clocks and paths that one guest may speak of; it is not trusted with our memory.
 const MOST_CLOCKS: usize = 16;
+const MOST_PATHS: usize = 1000;
 
 /// Two samples of virtual time may differ by so much from ΔR/TDF, ns: Xen rounds each down.
 const ROUNDING_NS: i64 = 1;
@@ -116,6 +118,43 @@ impl Clocks {
             self.faults.push(format!("{name}: the guest never read it"));
         }
         (rows, self.faults)
+    }
+}
+
+/// All paths that a guest tries.
+#[derive(Default)]
+pub struct Paths {
+    rows: Vec<Path>,
+    faults: Vec<String>,
+}
+
+impl Paths {
+    /// Takes a line of the guest's console, if it is one of a path.
+    pub fn line(&mut self, line: &str) {
+        if !line.trim_start().starts_with("tdf-path") {
+            return;
+        }
+        match PathRow::parse(line) {
+            Some(_) if self.rows.len() >= MOST_PATHS => {
+                self.faults = vec!["the guest tries too many paths".to_owned()];
+            }
+            Some(row) => self.rows.push(Path::from(&row)),
+            None => self.faults = vec!["a line of a path is malformed".to_owned()],
+        }
+    }
+
+    /// The rows, and a sentence for each fault, when the guest was to try the `wanted` probes of
+    /// paths; an empty probe stands for any.
+    pub fn finish(mut self, wanted: &[(&str, &str)]) -> (Vec<Path>, Vec<String>) {
+        for (path, probe) in wanted {
+            let is = |row: &Path| row.path == *path && (probe.is_empty() || row.probe == *probe);
+            if !self.rows.iter().any(is) {
+                let what = format!("{path} {probe}");
+                self.faults.push(format!("{}: the guest never tried it", what.trim_end()));
+            }
+        }
+        self.faults.extend(self.rows.iter().filter_map(Path::complaint));
+        (self.rows, self.faults)
     }
 }
 
@@ -332,5 +371,25 @@ mod tests {
         let many: Vec<String> = (0..99).map(|i| line(&format!("c{i}"), 0, 0)).collect();
         assert!(with(&many).contains("too many"));
         assert!(read(&[]).1[0].contains("never read"));
+    }
+
+    #[test]
+    fn paths_that_are_wrong_missing_malformed_or_too_many_are_faults() {
+        let judged = |lines: &[&str]| {
+            let mut paths = Paths::default();
+            lines.iter().for_each(|line| paths.line(line));
+            let (rows, faults) = paths.finish(&[("P8", ""), ("P9", "past")]);
+            (rows.len(), faults.join("\n"))
+        };
+        let good = "tdf-path path=P8 probe=any@1 lo=0 value=1 hi=1";
+        let past = "tdf-path path=P9 probe=past lo=0 value=0 hi=0";
+        assert_eq!(judged(&[good, past, "else"]), (2, String::new()));
+        assert_eq!(judged(&[past]).1, "P8: the guest never tried it");
+        assert_eq!(judged(&[good, good]).1, "P9 past: the guest never tried it");
+        let late = "tdf-path path=P8 probe=any lo=0 value=2 hi=1";
+        assert_eq!(judged(&[late, past]).1, "P8: any: 2 is not between 0 and 1");
+        assert!(judged(&[good, past, "tdf-path path=P8"]).1.contains("malformed"));
+        let many: Vec<&str> = std::iter::repeat_n(good, 2000).chain([past]).collect();
+        assert!(judged(&many).1.contains("too many") && judged(&many).0 == MOST_PATHS);
     }
 }

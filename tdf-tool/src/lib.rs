@@ -6,6 +6,7 @@
 //! Xen: hypercalls sit behind [`xen::Hypervisor`], the rest of dom0 behind [`dom0::Dom0`], and a
 //! guest's clocks behind [`probe::Clocks`].
 
+pub mod changes;
 pub mod create;
 pub mod dom0;
 #[cfg(test)]
@@ -18,6 +19,7 @@ pub mod report;
 pub mod run;
 pub mod scenario;
 pub mod show;
+pub mod spin;
 pub mod units;
 pub mod xen;
 pub mod xlcfg;

@@ -15,8 +15,9 @@ use tdf_abi::Tdf;
 use tdf_tool::create::CreateError;
 use tdf_tool::host::{Host, catch_signals};
 use tdf_tool::privcmd::Privcmd;
+use tdf_tool::scenario::{Overrides, Test};
 use tdf_tool::xen::{Control, XenError};
-use tdf_tool::{create, probe, run, scenario, show};
+use tdf_tool::{create, probe, run, scenario, show, spin};
 
 /// Creates, sets, shows and verifies dilated domains.
 ///
@@ -78,6 +79,9 @@ enum Verb {
         /// Instead of each factor that the scenario sets
         #[arg(long, allow_hyphen_values = true)]
         tdf: Option<Tdf>,
+        /// Instead of the number of changes in each [[change]] of the scenario
+        #[arg(long, value_name = "N")]
+        changes: Option<u32>,
         /// Write the verdict there, too, as one JSON document (tdf.run/1)
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
@@ -87,7 +91,7 @@ enum Verb {
     },
     /// Inside a Linux guest: read its clocks and print the readings
     ///
-    /// Takes test=clocks span_ns=… samples=… seed=… from the kernel's command line. Needs root, a
+    /// Takes test=clocks (or changes) span_ns=… samples=… seed=… from the kernel's command line. Needs root, a
     /// domain that was created with tdf_reveal = 1, and the module xen-privcmd, which recent kernels
     /// want loaded with unrestricted=1.
     Probe,
@@ -151,8 +155,9 @@ fn execute(verb: Verb) -> Result<bool, Box<dyn Error>> {
             }
             print(&if json { show::list_json(&domains) } else { show::list_text(&domains) })?;
         }
-        Verb::Run { scenario, seed, tdf, json, assets } => {
-            return run(&scenario, seed, tdf, json.as_deref(), &assets);
+        Verb::Run { scenario, seed, tdf, changes, json, assets } => {
+            let instead = Overrides { tdf, changes };
+            return run(&scenario, seed, instead, json.as_deref(), &assets);
         }
         Verb::Probe => return probe(),
     }
@@ -176,11 +181,11 @@ fn create(config: &Path, xl_args: &[String]) -> Result<(), Box<dyn Error>> {
 fn run(
     given: &str,
     seed: u64,
-    tdf: Option<Tdf>,
+    instead: Overrides,
     json: Option<&Path>,
     assets: &Path,
 ) -> Result<bool, Box<dyn Error>> {
-    let scenario = scenario::load(&scenario::locate(given, assets), tdf)?;
+    let scenario = scenario::load(&scenario::locate(given, assets), instead)?;
     let mut control = Control::new(Host::open()?);
     control.can_dilate()?;
     // Before the run, which may be long, and not after it.
@@ -213,6 +218,9 @@ fn measure() -> Result<(String, bool), Box<dyn Error>> {
     let cmdline = std::fs::read_to_string("/proc/cmdline")
         .map_err(|e| format!("cannot read /proc/cmdline: {e}"))?;
     let parameters = probe::Parameters::parse(&cmdline)?;
+    if parameters.test == Test::Changes {
+        return spin::watch(&parameters, || print(&format!("{}\n", probe::BEGIN)));
+    }
     let mut clocks = probe::Linux::new(Privcmd::open()?)
         .map_err(|e| format!("cannot lock memory and take real-time priority: {e}"))?;
     let (tdf, readings) = clocks.readings(&parameters)?;

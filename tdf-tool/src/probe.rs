@@ -12,6 +12,7 @@ use tdf_abi::{Tdf, TdfSample};
 use tdf_xen::reading::{Judge, Reading};
 
 use crate::privcmd::Privcmd;
+use crate::scenario::Test;
 use crate::xen::{Errno, Hypervisor, Op, sample};
 
 /// The clocks that a probe reads.
@@ -32,6 +33,8 @@ pub trait Clocks {
 /// What to do, from the kernel's command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Parameters {
+    /// What is to be done: read the clocks now and then, or watch them while the factor changes.
+    pub test: Test,
     /// For how much virtual time, ns.
     pub span_ns: i64,
     /// In how many steps.
@@ -62,8 +65,8 @@ impl fmt::Display for ProbeError {
         match self {
             Self::Parameter(key) => write!(
                 f,
-                "the kernel's command line must say test=clocks span_ns=<ns> samples=<2…10000> \
-                 seed=<number>; {key} is missing or wrong"
+                "the kernel's command line must say test=<clocks or changes> span_ns=<ns> \
+                 samples=<2…10000> seed=<number>; {key} is missing or wrong"
             ),
             Self::Hidden => {
                 f.write_str("Xen hides real time from this domain; create it with tdf_reveal = 1")
@@ -101,9 +104,11 @@ impl Parameters {
             let found = words.rev().find(|(k, _)| *k == key).map(|(_, value)| value);
             found.ok_or(ProbeError::Parameter(key))
         };
-        if value("test")? != "clocks" {
-            return Err(ProbeError::Parameter("test"));
-        }
+        let test = match value("test")? {
+            "clocks" => Test::Clocks,
+            "changes" => Test::Changes,
+            _ => return Err(ProbeError::Parameter("test")),
+        };
         let number =
             |key: &'static str| value(key)?.parse::<u64>().map_err(|_| ProbeError::Parameter(key));
         let in_range = |key, most| {
@@ -117,7 +122,7 @@ impl Parameters {
             return Err(ProbeError::Parameter("samples"));
         }
         let span_ns = in_range("span_ns", i64::MAX as u64 / 4)? as i64;
-        Ok(Self { span_ns, samples, seed: number("seed")? })
+        Ok(Self { test, span_ns, samples, seed: number("seed")? })
     }
 
     /// When to read, ns after the beginning: ascending, the last is the whole span.
@@ -136,7 +141,7 @@ impl Parameters {
 }
 
 /// SplitMix64.
-const fn split_mix(state: &mut u64) -> u64 {
+pub(crate) const fn split_mix(state: &mut u64) -> u64 {
     *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let mut z = *state;
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -153,6 +158,18 @@ const fn split_mix(state: &mut u64) -> u64 {
 fn slack_real_ns(tdf: Tdf) -> i64 {
     50_000 + 1_000_000 + tdf.to_real(100_000) as i64
 }
+
+/// What the probe prints before it watches its clocks for `test=changes`.
+pub const BEGIN: &str = "tdf-begin";
+
+/// What it prints of them afterwards.
+pub const CHANGES: [(&str, &str); 5] = [
+    ("CHANGES", "reads"),
+    ("CHANGES", "backward_steps"),
+    ("CHANGES", "disagreement"),
+    ("CHANGES", "sleeps"),
+    ("CHANGES", "early_sleeps"),
+];
 
 const WARM_UP: u32 = 16;
 const MONOTONIC: &str = "CLOCK_MONOTONIC";
@@ -251,6 +268,31 @@ impl Linux {
         if result == 0 { Ok(Self(privcmd)) } else { Err(io::Error::last_os_error()) }
     }
 
+    /// Uses `privcmd`, as an ordinary process.
+    pub const fn ordinary(privcmd: Privcmd) -> Self {
+        Self(privcmd)
+    }
+
+    /// Whether real time can be sampled.
+    ///
+    /// # Errors
+    /// It cannot.
+    pub fn check(&mut self) -> Result<(), ProbeError> {
+        let result = self.sample().map(drop).map_err(ProbeError::from);
+        result.map_err(|e| self.explain(e))
+    }
+
+    /// Recent kernels refuse all hypercalls of an ordinary domain's user space, even those that Xen
+    /// grants to everybody.
+    fn explain(&mut self, error: ProbeError) -> ProbeError {
+        match error {
+            ProbeError::Hidden if self.0.call(Op::Version) == Err(Errno(libc::EPERM)) => {
+                ProbeError::Blocked
+            }
+            other => other,
+        }
+    }
+
     /// Reads all clocks as `parameters` say.
     ///
     /// # Errors
@@ -259,14 +301,7 @@ impl Linux {
         &mut self,
         parameters: &Parameters,
     ) -> Result<(Tdf, Vec<Reading<'static>>), ProbeError> {
-        match readings(self, parameters) {
-            // Recent kernels refuse all hypercalls of an ordinary domain's user space, even those
-            // that Xen grants to everybody.
-            Err(ProbeError::Hidden) if self.0.call(Op::Version) == Err(Errno(libc::EPERM)) => {
-                Err(ProbeError::Blocked)
-            }
-            result => result,
-        }
+        readings(self, parameters).map_err(|e| self.explain(e))
     }
 }
 
@@ -344,7 +379,8 @@ mod tests {
         }
     }
 
-    const PARAMETERS: Parameters = Parameters { span_ns: 400_000_000, samples: 20, seed: 7 };
+    const PARAMETERS: Parameters =
+        Parameters { test: Test::Clocks, span_ns: 400_000_000, samples: 20, seed: 7 };
 
     fn probe(tdf: &str, late: i64, error_ppm: i64) -> (Vec<Reading<'static>>, bool) {
         let mut guest = Guest { tdf: tdf.parse().unwrap(), real: 12_345, late, error_ppm };
@@ -393,9 +429,12 @@ mod tests {
     fn the_command_line_is_read_among_other_words() {
         let good = "root=/dev/ram quiet test=clocks span_ns=400000000 samples=20 seed=7 x";
         assert_eq!(Parameters::parse(good), Ok(PARAMETERS));
+        let changes = Parameters { test: Test::Changes, ..PARAMETERS };
+        assert_eq!(Parameters::parse(&good.replace("=clocks", "=changes")), Ok(changes));
         for (from, to, key) in [
             ("test=clocks", "", "test"),
             ("test=clocks", "test=disks", "test"),
+            ("test=clocks", "test=paths", "test"),
             ("span_ns=400000000", "span_ns=0", "span_ns"),
             ("span_ns=400000000", "span_ns=-4", "span_ns"),
             ("span_ns=400000000", "span_ns=18446744073709551615", "span_ns"),

@@ -4,6 +4,7 @@
 use std::fmt::Write;
 
 use serde::Serialize;
+use tdf_xen::path::PathRow;
 
 use crate::show::to_json;
 
@@ -46,6 +47,54 @@ impl Row {
     }
 }
 
+/// One of Xen's time paths, tried in one way, judged.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Path {
+    /// Its row in the table of paths (`P8`), or `CHANGES`.
+    pub path: String,
+    /// How it was tried.
+    pub probe: String,
+    /// On which vCPU.
+    pub vcpu: u32,
+    /// The least right value.
+    pub lo: i64,
+    /// What was measured, ns of virtual time unless the probe's name says otherwise.
+    pub value: i64,
+    /// The greatest right value.
+    pub hi: i64,
+    /// The value lies between the two.
+    pub pass: bool,
+}
+
+impl Path {
+    /// A row that dom0 itself measured.
+    pub fn new(path: &str, probe: &str, lo: i64, value: i64, hi: i64) -> Self {
+        let pass = (lo..=hi).contains(&value);
+        Self { path: path.to_owned(), probe: probe.to_owned(), vcpu: 0, lo, value, hi, pass }
+    }
+
+    /// A sentence, if the path failed.
+    pub fn complaint(&self) -> Option<String> {
+        let Self { path, probe, vcpu, lo, value, hi, .. } = self;
+        let on = if *vcpu == 0 { String::new() } else { format!(" on vCPU {vcpu}") };
+        (!self.pass).then(|| format!("{path}: {probe}{on}: {value} is not between {lo} and {hi}"))
+    }
+}
+
+impl From<&PathRow<'_>> for Path {
+    /// Judges the row again; `probe@1` is the probe on vCPU 1.
+    fn from(row: &PathRow<'_>) -> Self {
+        let (probe, vcpu) = match row.probe.rsplit_once('@') {
+            Some((probe, vcpu)) => match vcpu.parse() {
+                Ok(vcpu) => (probe, vcpu),
+                Err(_) => (row.probe, 0),
+            },
+            None => (row.probe, 0),
+        };
+        Self { vcpu, ..Self::new(row.path, probe, row.lo, row.value, row.hi) }
+    }
+}
+
 /// One domain, judged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DomainReport {
@@ -57,10 +106,14 @@ pub struct DomainReport {
     pub tdf: String,
     /// Its TSC mode.
     pub tsc_mode: String,
+    /// Its virtual CPUs.
+    pub vcpus: u32,
     /// Nothing failed.
     pub pass: bool,
     /// Its clocks.
     pub clocks: Vec<Row>,
+    /// The time paths that it tried, or that dom0 did.
+    pub paths: Vec<Path>,
 }
 
 /// The hypervisor of a run.
@@ -89,7 +142,7 @@ pub struct Report {
     pub failures: Vec<String>,
 }
 
-const HEADER: [&str; 12] = [
+const CLOCKS: [&str; 12] = [
     "DOMAIN",
     "KIND",
     "TSC MODE",
@@ -104,8 +157,37 @@ const HEADER: [&str; 12] = [
     "VERDICT",
 ];
 
-/// Columns from here on are numbers, but for the last.
-const NUMBERS: std::ops::RangeInclusive<usize> = 5..=10;
+const PATHS: [&str; 10] =
+    ["DOMAIN", "VCPU", "TSC MODE", "TDF", "PATH", "PROBE", "LO", "VALUE", "HI", "VERDICT"];
+
+/// The first line of a table is its header. Columns in `numbers` are.
+fn table<const N: usize>(
+    lines: &[[String; N]],
+    numbers: std::ops::RangeInclusive<usize>,
+) -> String {
+    let width =
+        |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..N).map(width).collect();
+    let mut out = String::new();
+    for line in lines {
+        let cells: Vec<String> =
+            line.iter()
+                .zip(&widths)
+                .enumerate()
+                .map(|(i, (cell, &w))| {
+                    if numbers.contains(&i) { format!("{cell:>w$}") } else { format!("{cell:w$}") }
+                })
+                .collect();
+        out.push_str(cells.join("  ").trim_end());
+        out.push('\n');
+    }
+    out.push('\n');
+    out
+}
+
+const fn verdict(pass: bool) -> &'static str {
+    if pass { "ok" } else { "FAIL" }
+}
 
 impl Report {
     /// The JSON document.
@@ -113,9 +195,24 @@ impl Report {
         to_json(self)
     }
 
-    /// The table, the failures, and `PASS` or `FAIL`.
+    /// The tables, the failures, and `PASS` or `FAIL`.
     pub fn text(&self) -> String {
-        let mut lines = vec![HEADER.map(str::to_owned)];
+        let mut out = self.clocks();
+        if self.domains.iter().any(|domain| !domain.paths.is_empty()) {
+            out.push_str(&self.paths());
+        }
+        for failure in &self.failures {
+            // Writing to a String does not fail.
+            let _ = writeln!(out, "{failure}");
+        }
+        out.push_str(if self.pass { "PASS\n" } else { "FAIL\n" });
+        out
+    }
+
+    /// The table of clocks, with a line for each domain that has no row at all; empty if there is
+    /// nothing to show.
+    fn clocks(&self) -> String {
+        let mut lines = vec![CLOCKS.map(str::to_owned)];
         for domain in &self.domains {
             let DomainReport { name, kind, tsc_mode, tdf, .. } = domain;
             for row in &domain.clocks {
@@ -131,38 +228,39 @@ impl Report {
                     row.expected_ns.to_string(),
                     row.error_ns.to_string(),
                     row.bound_ns.to_string(),
-                    if row.pass { "ok" } else { "FAIL" }.to_owned(),
+                    verdict(row.pass).to_owned(),
                 ]);
             }
-            if domain.clocks.is_empty() {
-                let mut line = HEADER.map(|_| "-".to_owned());
+            if domain.clocks.is_empty() && domain.paths.is_empty() {
+                let mut line = CLOCKS.map(|_| "-".to_owned());
                 line[..4].clone_from_slice(&[name, kind, tsc_mode, tdf].map(String::clone));
-                line[HEADER.len() - 1] = "FAIL".to_owned();
+                line[CLOCKS.len() - 1] = verdict(false).to_owned();
                 lines.push(line);
             }
         }
-        let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..HEADER.len()).map(width).collect();
-        let mut out = String::new();
-        for line in &lines {
-            let cells: Vec<String> = line
-                .iter()
-                .zip(&widths)
-                .enumerate()
-                .map(|(i, (cell, &w))| {
-                    if NUMBERS.contains(&i) { format!("{cell:>w$}") } else { format!("{cell:w$}") }
-                })
-                .collect();
-            out.push_str(cells.join("  ").trim_end());
-            out.push('\n');
+        if lines.len() == 1 { String::new() } else { table(&lines, 5..=10) }
+    }
+
+    /// The table of paths.
+    fn paths(&self) -> String {
+        let mut lines = vec![PATHS.map(str::to_owned)];
+        for domain in &self.domains {
+            for row in &domain.paths {
+                lines.push([
+                    domain.name.clone(),
+                    row.vcpu.to_string(),
+                    domain.tsc_mode.clone(),
+                    domain.tdf.clone(),
+                    row.path.clone(),
+                    row.probe.clone(),
+                    row.lo.to_string(),
+                    row.value.to_string(),
+                    row.hi.to_string(),
+                    verdict(row.pass).to_owned(),
+                ]);
+            }
         }
-        out.push('\n');
-        for failure in &self.failures {
-            // Writing to a String does not fail.
-            let _ = writeln!(out, "{failure}");
-        }
-        out.push_str(if self.pass { "PASS\n" } else { "FAIL\n" });
-        out
+        table(&lines, 6..=8)
     }
 }
 
@@ -183,6 +281,7 @@ mod tests {
                     kind: "guest".into(),
                     tdf: "5/2".into(),
                     tsc_mode: "native".into(),
+                    vcpus: 2,
                     pass: true,
                     clocks: vec![Row {
                         name: "CLOCK_MONOTONIC".into(),
@@ -194,14 +293,17 @@ mod tests {
                         bound_ns: 400,
                         pass: true,
                     }],
+                    paths: vec![],
                 },
                 DomainReport {
                     name: "emulated".into(),
                     kind: "guest".into(),
                     tdf: "10".into(),
                     tsc_mode: "always_emulate".into(),
+                    vcpus: 1,
                     pass: false,
                     clocks: vec![],
+                    paths: vec![],
                 },
             ],
             failures: vec!["emulated: it is broken".into()],
@@ -214,7 +316,7 @@ mod tests {
         assert!(json.starts_with(
             "{\"schema\":\"tdf.run/1\",\"scenario\":\"s\",\"seed\":7,\"pass\":false,\"xen\":\
              {\"version\":\"4.17.5\"},\"domains\":[{\"name\":\"a\",\"kind\":\"guest\",\"tdf\":\"5/2\",\
-             \"tsc_mode\":\"native\",\"pass\":true,\"clocks\":[{\"name\":\"CLOCK_MONOTONIC\",\
+             \"tsc_mode\":\"native\",\"vcpus\":2,\"pass\":true,\"clocks\":[{\"name\":\"CLOCK_MONOTONIC\",\
              \"readings\":20,\"real_ns\":4000000123,"
         ));
         assert!(json.ends_with("\"failures\":[\"emulated: it is broken\"]}\n"));
@@ -231,5 +333,32 @@ mod tests {
         let end = lines[0].find("REAL ns").unwrap() + "REAL ns".len();
         assert!(lines[1][..end].ends_with("4000000123"));
         assert!(text.ends_with("\n\nemulated: it is broken\nFAIL\n"));
+    }
+
+    #[test]
+    fn paths_have_a_table_of_their_own_and_are_judged_again() {
+        let mut report = report();
+        let row = |line| Path::from(&PathRow::parse(line).unwrap());
+        report.domains[1].paths = vec![
+            row("tdf-path path=P8 probe=far@1 lo=-5 value=100 hi=100"),
+            row("tdf-path path=P9 probe=past lo=0 value=7 hi=6"),
+        ];
+        let [good, bad] = &report.domains[1].paths[..] else { panic!("two") };
+        assert_eq!((good.probe.as_str(), good.vcpu, good.complaint()), ("far", 1, None));
+        assert_eq!(bad.complaint().as_deref(), Some("P9: past: 7 is not between 0 and 6"));
+        let text = report.text();
+        let lines: Vec<&str> = text.lines().skip_while(|line| !line.contains("PROBE")).collect();
+        assert_eq!(
+            &lines[..3],
+            [
+                "DOMAIN    VCPU  TSC MODE        TDF  PATH  PROBE  LO  VALUE   HI  VERDICT",
+                "emulated  1     always_emulate  10   P8    far    -5    100  100  ok",
+                "emulated  0     always_emulate  10   P9    past    0      7    6  FAIL",
+            ]
+        );
+        assert!(report.json().contains(
+            "\"paths\":[{\"path\":\"P8\",\"probe\":\"far\",\"vcpu\":1,\"lo\":-5,\"value\":100,\
+             \"hi\":100,\"pass\":true},"
+        ));
     }
 }

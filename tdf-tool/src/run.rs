@@ -9,17 +9,39 @@
 use std::path::Path;
 use std::time::Duration;
 
+use crate::changes::Changer;
 use crate::create::{CreateError, Created, Plan};
 use crate::dom0::{ConsoleEvent, ConsoleId, Dom0, printable};
-use crate::judge::{Clocks, SegmentJudge};
-use crate::report::{DomainReport, Report, XenReport};
-use crate::scenario::{Domain, Factor, Kind, Scenario, TscMode};
+use crate::judge::{Clocks, Paths, SegmentJudge};
+use crate::probe;
+use crate::report::{self, DomainReport, Report, Row, XenReport};
+use crate::scenario::{Domain, Factor, Kind, Scenario, Test, TscMode};
 use crate::units::Span;
-use crate::xen::{Control, DomId, State};
+use crate::xen::{Control, DomId, State, XenError};
 
 /// The clocks that a probe must have read.
 const GUEST_CLOCKS: [&str; 5] = ["system_time", "wall_clock", "tsc", "timer", "set_timer_op"];
 const LINUX_CLOCKS: [&str; 3] = ["CLOCK_MONOTONIC", "CLOCK_REALTIME", "nanosleep"];
+
+/// The paths that a probe must have tried; an empty probe stands for any.
+pub(crate) const GUEST_PATHS: [(&str, &str); 9] = [
+    ("P1", ""),
+    ("P6", ""),
+    ("P8", ""),
+    ("P9", ""),
+    ("P11", ""),
+    ("P12", ""),
+    ("P13", ""),
+    ("P16", ""),
+    ("P20", ""),
+];
+pub(crate) const GUEST_CHANGES: [(&str, &str); 5] = [
+    ("CHANGES", "backward_steps"),
+    ("CHANGES", "jumps"),
+    ("CHANGES", "early_timers"),
+    ("CHANGES", "lost_timers"),
+    ("CHANGES", "reads"),
+];
 
 const GUEST_MEMORY_MIB: u32 = 16;
 const LINUX_MEMORY_MIB: u32 = 192;
@@ -36,8 +58,10 @@ const LINE: usize = 1024;
 
 /// Real time for booting and for the toolstack …
 const TIMEOUT_NS: i64 = 60_000_000_000;
-/// … and virtual time that a guest's boot may spend sleeping.
+/// … and virtual time that a guest's boot may spend sleeping …
 const TIMEOUT_VIRTUAL_NS: i128 = 250_000_000;
+/// … and that it takes to try all paths, some of which take seconds.
+const PATHS_VIRTUAL_NS: i128 = 30_000_000_000;
 
 /// What a probe said of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,9 +77,12 @@ struct Watch<'a> {
     console: ConsoleId,
     line: Vec<u8>,
     clocks: Clocks,
-    segment: SegmentJudge,
+    paths: Paths,
+    time: Time,
     faults: Vec<String>,
     said: Option<Said>,
+    /// Its probe has begun.
+    began: bool,
     started: Duration,
     samples: u32,
     next_look: Duration,
@@ -64,18 +91,32 @@ struct Watch<'a> {
     over: bool,
 }
 
+/// How dom0 watches the domain's virtual time.
+enum Time {
+    /// Its factor stays.
+    Steady(SegmentJudge),
+    /// Its factor changes.
+    Changing(Box<Changer>),
+}
+
 impl<'a> Watch<'a> {
-    fn new(domain: &'a Domain, created: &Created, console: ConsoleId) -> Self {
+    fn new(domain: &'a Domain, created: &Created, console: ConsoleId, seed: u64) -> Self {
         let tdf = domain.factor.tdf();
+        let time = match &domain.changes {
+            Some(changes) => Time::Changing(Box::new(Changer::new(changes, seed, &domain.name))),
+            None => Time::Steady(SegmentJudge::new(tdf, &created.before)),
+        };
         Self {
             domain,
             id: created.id,
             console,
             line: Vec::new(),
             clocks: Clocks::new(tdf),
-            segment: SegmentJudge::new(tdf, &created.before),
+            paths: Paths::default(),
+            time,
             faults: Vec::new(),
             said: None,
+            began: false,
             started: Duration::ZERO,
             samples: 0,
             next_look: Duration::ZERO,
@@ -88,15 +129,38 @@ impl<'a> Watch<'a> {
         nanos(self.domain.span.real_ns(self.domain.factor.tdf()))
     }
 
-    /// When the next sample of virtual time is due; `None` when all are taken.
-    fn next_sample(&self) -> Option<Duration> {
+    /// Nothing in it speaks to us.
+    const fn silent(&self) -> bool {
+        matches!(self.domain.kind, Kind::Config(_))
+    }
+
+    /// When the next sample of virtual time, or change of its factor, is due; `None` if none is.
+    fn next(&self) -> Option<Duration> {
         let count = self.domain.samples;
-        (self.samples <= count).then(|| self.started + self.span() * self.samples / count)
+        match &self.time {
+            Time::Steady(_) if self.samples > count => None,
+            Time::Steady(_) => Some(self.started + self.span() * self.samples / count),
+            Time::Changing(_) if self.said.is_some() => None,
+            Time::Changing(changer) => changer.next(),
+        }
     }
 
     fn done(&self) -> bool {
-        let silent = matches!(self.domain.kind, Kind::Config(_));
-        self.over || (self.next_sample().is_none() && (silent || self.said.is_some()))
+        let all = match &self.time {
+            Time::Steady(_) => self.next().is_none(),
+            Time::Changing(changer) => self.said.is_some() || changer.complete(),
+        };
+        self.over || (all && (self.silent() || self.said.is_some()))
+    }
+
+    /// Whether `line` shows that the probe has begun: our kernel is as soon as it speaks; a Linux
+    /// says much before it runs a program.
+    fn begins(&self, line: &str) -> bool {
+        match self.domain.kind {
+            Kind::Guest => !line.is_empty(),
+            Kind::Linux => line == probe::BEGIN,
+            Kind::Config(_) => false,
+        }
     }
 
     fn give_up(&mut self, why: String) {
@@ -121,37 +185,57 @@ impl<'a> Watch<'a> {
     fn end_line(&mut self) -> Option<String> {
         let line = String::from_utf8_lossy(&self.line).trim_end().to_owned();
         self.line.clear();
+        self.began |= self.begins(&line);
         if self.said.is_none() {
             match line.strip_prefix("Test result: ") {
                 Some("SUCCESS") => self.said = Some(Said::Success),
                 Some(other) => self.said = Some(Said::Other(printable(other))),
-                None => self.clocks.line(&line),
+                None => {
+                    self.clocks.line(&line);
+                    self.paths.line(&line);
+                }
             }
         }
         (!line.is_empty()).then(|| format!("{}| {}", self.domain.name, printable(&line)))
     }
 
     fn report(mut self) -> (DomainReport, Vec<String>) {
-        let wanted: &[&str] = match self.domain.kind {
-            Kind::Guest => &GUEST_CLOCKS,
-            Kind::Linux => &LINUX_CLOCKS,
-            Kind::Config(_) => &[],
-        };
+        let (clocks, paths): (&[&str], &[(&str, &str)]) =
+            match (&self.domain.kind, self.domain.test) {
+                (Kind::Config(_), _) => (&[], &[]),
+                (Kind::Guest, Test::Clocks) => (&GUEST_CLOCKS, &[]),
+                (Kind::Guest, Test::Paths) => (&[], &GUEST_PATHS),
+                (Kind::Guest, Test::Changes) => (&[], &GUEST_CHANGES),
+                (Kind::Linux, Test::Clocks) => (&LINUX_CLOCKS, &[]),
+                (Kind::Linux, _) => (&[], &probe::CHANGES),
+            };
         if let Some(Said::Other(result)) = &self.said {
             self.faults.push(format!("its probe says {result} of itself"));
         }
         let real_ns = self.domain.span.real_ns(self.domain.factor.tdf());
-        let (segment, segment_faults) = self.segment.finish();
-        let (clocks, clock_faults) = self.clocks.finish(wanted, real_ns);
-        let rows = segment.into_iter().chain(clocks).collect();
-        let faults = [self.faults, segment_faults, clock_faults].concat();
-        domain_report(self.domain, rows, faults)
+        let (xen_row, mut path_rows, time_faults) = match self.time {
+            Time::Steady(segment) => {
+                let (row, faults) = segment.finish();
+                (row, Vec::new(), faults)
+            }
+            Time::Changing(changer) => {
+                let (rows, faults) = changer.finish();
+                (None, rows, faults)
+            }
+        };
+        let (clock_rows, clock_faults) = self.clocks.finish(clocks, real_ns);
+        let (rows, path_faults) = self.paths.finish(paths);
+        path_rows.extend(rows);
+        let rows = xen_row.into_iter().chain(clock_rows).collect();
+        let faults = [self.faults, time_faults, clock_faults, path_faults].concat();
+        domain_report(self.domain, rows, path_rows, faults)
     }
 }
 
 fn domain_report(
     domain: &Domain,
-    clocks: Vec<crate::report::Row>,
+    clocks: Vec<Row>,
+    paths: Vec<report::Path>,
     faults: Vec<String>,
 ) -> (DomainReport, Vec<String>) {
     let report = DomainReport {
@@ -159,8 +243,10 @@ fn domain_report(
         kind: domain.kind.to_string(),
         tdf: domain.factor.tdf().to_string(),
         tsc_mode: domain.tsc_mode.to_string(),
+        vcpus: domain.vcpus,
         pass: faults.is_empty(),
         clocks,
+        paths,
     };
     let named = faults.iter().map(|fault| format!("{}: {fault}", domain.name)).collect();
     (report, named)
@@ -189,16 +275,36 @@ fn configuration(domain: &Domain, seed: u64, assets: &Path) -> Option<String> {
     Some(format!(
         "# Written by tdf run. Change the scenario instead.\n\
          type = \"pv\"\nname = {}\nkernel = {}\n{ramdisk}memory = {}\nvcpus = {}\n\
-         tsc_mode = \"{}\"\nextra = \"{extra}test=clocks span_ns={} samples={} seed={seed}\"\n\
+         tsc_mode = \"{}\"\nextra = \"{extra}test={} span_ns={} samples={} seed={seed}\"\n\
          on_poweroff = \"destroy\"\non_reboot = \"destroy\"\non_crash = \"destroy\"\n",
         quote(&domain.name),
         asset(kernel),
         domain.memory_mib.unwrap_or(memory),
         domain.vcpus,
         domain.tsc_mode,
+        domain.test,
         domain.span.virtual_ns(domain.factor.tdf()),
         domain.samples,
     ))
+}
+
+/// Makes the next change of a domain's factor; after the last one lets the rest of its probe's span
+/// pass quickly.
+fn change<M: Dom0>(
+    control: &mut Control<M>,
+    id: DomId,
+    changer: &mut Changer,
+    now: Duration,
+) -> Result<(), XenError> {
+    let tdf = changer.pick();
+    control.set_tdf(id, tdf, true)?;
+    changer.add(tdf, &control.get_tdf(id)?, now);
+    if changer.complete() {
+        let last = changer.last_factor();
+        control.set_tdf(id, last, true)?;
+        changer.step(last, &control.get_tdf(id)?);
+    }
+    Ok(())
 }
 
 struct Run<'a, M: Dom0> {
@@ -263,7 +369,7 @@ impl<M: Dom0> Run<'_, M> {
         pairs
             .map(|(domain, prepared)| match prepared {
                 Ok(watch) => watch.report(),
-                Err(why) => domain_report(domain, Vec::new(), vec![why]),
+                Err(why) => domain_report(domain, Vec::new(), Vec::new(), vec![why]),
             })
             .collect()
     }
@@ -319,7 +425,7 @@ impl<M: Dom0> Run<'_, M> {
         }
         let console = self.console(created.id)?;
         self.log(&format!("{} is domain {}, TDF {}", domain.name, created.id, created.now.tdf));
-        Ok(Watch::new(domain, &created, console))
+        Ok(Watch::new(domain, &created, console, self.seed))
     }
 
     /// The domain has the hypervisor's factor, which nobody has set; now it may read real time.
@@ -359,7 +465,8 @@ impl<M: Dom0> Run<'_, M> {
             return watch.give_up(e.to_string());
         }
         // The first sample, before the span begins: the last is then at least the span later.
-        self.sample(watch, Duration::ZERO);
+        self.act(watch, Duration::ZERO);
+        watch.began |= watch.silent();
         watch.started = self.control.machine.now();
         watch.next_look = watch.started + LOOK;
     }
@@ -367,8 +474,16 @@ impl<M: Dom0> Run<'_, M> {
     fn timeout(&self, domain: &Domain) -> Duration {
         let tdf = domain.factor.tdf();
         let usual = || {
-            let sleeping = i64::try_from(tdf.to_real(TIMEOUT_VIRTUAL_NS)).unwrap_or(i64::MAX);
-            let span = domain.span.real_ns(tdf).saturating_mul(4);
+            let sleeping = match domain.test {
+                Test::Paths => TIMEOUT_VIRTUAL_NS + PATHS_VIRTUAL_NS,
+                Test::Clocks | Test::Changes => TIMEOUT_VIRTUAL_NS,
+            };
+            let sleeping = i64::try_from(tdf.to_real(sleeping)).unwrap_or(i64::MAX);
+            let span = match &domain.changes {
+                // Each takes the toolstack some time besides; what is left of the span passes fast.
+                Some(changes) => changes.every.ns().saturating_mul(8 * i64::from(changes.count)),
+                None => domain.span.real_ns(tdf).saturating_mul(4),
+            };
             span.saturating_add(TIMEOUT_NS).saturating_add(sleeping)
         };
         nanos(self.scenario.timeout.map_or_else(usual, Span::ns))
@@ -384,11 +499,11 @@ impl<M: Dom0> Run<'_, M> {
             let now = self.control.machine.now();
             let mut next = now + LOOK;
             for watch in watches.iter_mut().filter(|watch| !watch.over) {
-                self.sample(watch, now);
+                self.act(watch, now);
                 if !watch.done() {
                     self.look(watch, now);
                 }
-                next = next.min(watch.next_sample().unwrap_or(next));
+                next = next.min(watch.next().unwrap_or(next));
             }
             let now = self.control.machine.now();
             match self.control.machine.wait(next.saturating_sub(now)) {
@@ -400,20 +515,33 @@ impl<M: Dom0> Run<'_, M> {
             }
         }
         for watch in watches.iter_mut() {
+            if let Time::Changing(changer) = &mut watch.time
+                && let Ok(last) = self.control.get_tdf(watch.id)
+            {
+                changer.end(&last);
+            }
             if let Some(line) = watch.end_line() {
                 self.control.machine.log(&line);
             }
         }
     }
 
-    fn sample(&mut self, watch: &mut Watch<'_>, now: Duration) {
-        if watch.next_sample().is_none_or(|due| now < due) {
-            return;
-        }
-        watch.samples += 1;
-        match self.control.get_tdf(watch.id) {
-            Ok(dilation) => watch.segment.add(&dilation),
-            Err(e) => watch.give_up(format!("its virtual time cannot be sampled: {e}")),
+    /// Does what is due: a sample of the domain's virtual time, or a change of its factor.
+    fn act(&mut self, watch: &mut Watch<'_>, now: Duration) {
+        let due = watch.next().is_some_and(|due| now >= due);
+        let result = match &mut watch.time {
+            Time::Changing(changer) if watch.began && !changer.begun() => {
+                self.control.get_tdf(watch.id).map(|dilation| changer.begin(now, &dilation))
+            }
+            _ if !due => return,
+            Time::Steady(segment) => {
+                watch.samples += 1;
+                self.control.get_tdf(watch.id).map(|dilation| segment.add(&dilation))
+            }
+            Time::Changing(changer) => change(self.control, watch.id, changer, now),
+        };
+        if let Err(e) = result {
+            watch.give_up(format!("its virtual time cannot be sampled or changed: {e}"));
         }
     }
 
@@ -632,5 +760,90 @@ mod tests {
         assert!(report.failures[0].contains("made it run at TDF 1, not 20"), "{}", report.text());
         assert_eq!(control.machine.sets, 1, "only b is set");
         assert!(report.domains[1].pass);
+    }
+
+    const PATHS: &str = r#"
+        name = "paths"
+        [[domain]]
+        name = "a"
+        kind = "guest"
+        tdf = "10"
+        vcpus = 2
+        test = "paths"
+        [[check]]
+        clocks = ["a"]
+        for_virtual = "100 ms"
+    "#;
+
+    #[test]
+    fn paths_are_tried_judged_and_shown_beside_the_clock_of_xen() {
+        let (report, control) = tried(PATHS, |_| {});
+        assert!(report.pass, "{}", report.text());
+        let a = &report.domains[0];
+        assert_eq!((a.vcpus, a.clocks.len(), a.paths.len()), (2, 1, GUEST_PATHS.len()));
+        assert!(a.paths.iter().all(|row| row.vcpu == 1 && row.pass));
+        let config = &control.machine.files["/run/paths/a.cfg"];
+        assert!(config.contains("vcpus = 2") && config.contains("test=paths span_ns=100000000 "));
+        let (report, _) = tried(PATHS, behave("a", Behaviour::Fast));
+        assert!(report.failures[0].contains("a: P1: any on vCPU 1: 1 is not between 0 and 0"));
+        let (report, _) = tried(PATHS, behave("a", Behaviour::Missing));
+        assert_eq!(report.failures, ["a: P1: the guest never tried it"]);
+    }
+
+    const CHANGES: &str = r#"
+        name = "changes"
+        [[domain]]
+        name = "a"
+        kind = "guest"
+        tdf = "10"
+        test = "changes"
+        [[domain]]
+        name = "b"
+        kind = "linux"
+        tdf = "1"
+        test = "changes"
+        [[domain]]
+        name = "c"
+        kind = "c.cfg"
+        tdf = "1"
+        [[change]]
+        domains = ["a", "b", "c"]
+        count = 300
+        factors = ["1/1000", "1/2", "1", "7/3", "10"]
+        every = "5 ms"
+    "#;
+
+    #[test]
+    fn factors_change_while_probes_watch_and_everything_adds_up() {
+        let (report, control) = tried(CHANGES, |_| {});
+        assert!(report.pass, "{}", report.text());
+        for domain in &report.domains {
+            let row = |probe: &str| domain.paths.iter().find(|row| row.probe == probe).unwrap();
+            assert_eq!(row("xen:changes").value, 300);
+            assert!(row("xen:elapsed_minus_sum").value < 0);
+            assert!(domain.clocks.is_empty());
+        }
+        // Each domain once in the beginning, each change, and once in the end.
+        assert!((900..=906).contains(&control.machine.sets), "{}", control.machine.sets);
+    }
+
+    #[test]
+    fn changes_that_break_the_clock_or_that_a_probe_does_not_outlast_fail() {
+        let failures = |behaviour: Behaviour, fault| {
+            let (report, _) = tried(CHANGES, |machine| {
+                machine.fault = fault;
+                machine.behaviours.insert("a".to_owned(), behaviour);
+            });
+            report.failures.join("\n")
+        };
+        let jump = failures(Behaviour::Good, Some(Fault::Jump));
+        assert!(jump.contains("b: CHANGES: xen:off_own_segment: 3 is not"), "{jump}");
+        let missing = failures(Behaviour::Missing, None);
+        assert_eq!(missing, "a: CHANGES backward_steps: the guest never tried it");
+        let wrong = failures(Behaviour::Fast, None);
+        assert!(wrong.contains("a: CHANGES: jumps: 1 is not between 0 and 0"), "{wrong}");
+        let mute = failures(Behaviour::Mute, None);
+        assert!(mute.contains("a: the probe never began to watch"), "{mute}");
+        assert!(mute.contains("a: no line `Test result: …` in 7"), "{mute}");
     }
 }

@@ -4,7 +4,7 @@
 //! A scenario is complete: nothing that it does not say is taken from the machine it runs on, so
 //! that the lab and a production host run the same thing. Every mistake is reported, not the first.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -41,10 +41,67 @@ pub struct Domain {
     pub memory_mib: Option<u32>,
     /// Virtual CPUs.
     pub vcpus: u32,
+    /// What its probe does.
+    pub test: Test,
     /// For how long its clocks are watched.
     pub span: CheckSpan,
     /// How often in that time.
     pub samples: u32,
+    /// How its factor changes meanwhile.
+    pub changes: Option<Changes>,
+}
+
+/// What the probe in a domain does.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub enum Test {
+    /// Reads its clocks now and then.
+    #[default]
+    Clocks,
+    /// Tries each of Xen's time paths once.
+    Paths,
+    /// Watches its clocks without a pause while its factor changes.
+    Changes,
+}
+
+impl fmt::Display for Test {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Clocks => "clocks",
+            Self::Paths => "paths",
+            Self::Changes => "changes",
+        })
+    }
+}
+
+/// Changes of a domain's factor while it runs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changes {
+    /// How many.
+    pub count: u32,
+    /// The factors that it gets, at random, no one twice in a row; at least two.
+    pub factors: Vec<Tdf>,
+    /// Mean real time between two changes.
+    pub every: Span,
+}
+
+impl Changes {
+    /// The virtual time for which a probe must watch: [`Self::MARGIN`] times what the changes are
+    /// expected to take, because the toolstack's own time and the luck of the draw add to it.
+    pub fn span_ns(&self) -> i64 {
+        let each = |tdf: &Tdf| tdf.to_virtual(self.every.ns().into());
+        let sum: i128 = self.factors.iter().map(each).sum();
+        let all = sum * i128::from(self.count) / self.factors.len().max(1) as i128;
+        narrow(all.saturating_mul(Self::MARGIN)).max(1_000_000_000)
+    }
+
+    const MARGIN: i128 = 4;
+
+    /// The factor at which time is shortest: what is left of a probe's span passes at it.
+    pub fn fastest(&self) -> Tdf {
+        let speed = |tdf: &&Tdf| u64::from(tdf.den()) * 1_000_000_000 / u64::from(tdf.num());
+        self.factors.iter().max_by_key(speed).copied().unwrap_or(Tdf::ONE)
+    }
 }
 
 /// What runs in a domain.
@@ -172,6 +229,8 @@ struct RawScenario {
     domain: Vec<RawDomain>,
     #[serde(default)]
     check: Vec<RawCheck>,
+    #[serde(default)]
+    change: Vec<RawChange>,
 }
 
 #[derive(Deserialize)]
@@ -188,6 +247,8 @@ struct RawDomain {
     memory: Option<u32>,
     #[serde(default = "one")]
     vcpus: u32,
+    #[serde(default)]
+    test: Test,
 }
 
 #[derive(Clone, Copy, Default, Deserialize, PartialEq, Eq)]
@@ -208,6 +269,15 @@ struct RawCheck {
     samples: u32,
 }
 
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawChange {
+    domains: Vec<String>,
+    count: u32,
+    factors: Vec<String>,
+    every: Span,
+}
+
 const fn one() -> u32 {
     1
 }
@@ -218,6 +288,17 @@ const fn twenty() -> u32 {
 
 /// Most samples of a check.
 const MOST_SAMPLES: u32 = 10_000;
+/// Most changes of a domain's factor.
+const MOST_CHANGES: u32 = 1_000_000;
+
+/// What the command line says instead of the scenario.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// The factor of each domain for which one is set.
+    pub tdf: Option<Tdf>,
+    /// How often the factor of each domain changes whose factor changes at all.
+    pub changes: Option<u32>,
+}
 
 fn is_name(name: &str) -> bool {
     let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
@@ -234,24 +315,24 @@ pub fn locate(given: &str, assets: &Path) -> PathBuf {
     assets.join("scenarios").join(format!("{given}.toml"))
 }
 
-/// Reads the scenario in `path`; `tdf` replaces the factor of each domain for which one is set.
+/// Reads the scenario in `path`.
 ///
 /// # Errors
 /// All that is wrong with it.
-pub fn load(path: &Path, tdf: Option<Tdf>) -> Result<Scenario, ScenarioError> {
+pub fn load(path: &Path, instead: Overrides) -> Result<Scenario, ScenarioError> {
     let file = path.display().to_string();
     let text = std::fs::read_to_string(path).map_err(|e| ScenarioError {
         file: file.clone(),
         mistakes: vec![format!("cannot read the scenario: {e}")],
     })?;
-    parse(&file, &text, path.parent().unwrap_or(Path::new("")), tdf)
+    parse(&file, &text, path.parent().unwrap_or(Path::new("")), instead)
 }
 
 fn parse(
     file: &str,
     text: &str,
     folder: &Path,
-    tdf: Option<Tdf>,
+    instead: Overrides,
 ) -> Result<Scenario, ScenarioError> {
     let wrong = |mistakes| ScenarioError { file: file.to_owned(), mistakes };
     let raw: RawScenario = toml::from_str(text).map_err(|e| wrong(vec![e.to_string()]))?;
@@ -263,9 +344,11 @@ fn parse(
         mistakes.push("there is no [[domain]]".to_owned());
     }
     check_names(&raw, &mut mistakes);
+    let changes = changes_of(&raw, instead.changes, &mut mistakes);
     let mut domains = Vec::new();
     for domain in &raw.domain {
-        domains.extend(domain_of(domain, &raw.check, folder, tdf, &mut mistakes));
+        let mine = changes.get(domain.name.as_str());
+        domains.extend(domain_of(domain, &raw.check, mine, folder, instead.tdf, &mut mistakes));
     }
     if !mistakes.is_empty() {
         return Err(wrong(mistakes));
@@ -307,9 +390,52 @@ fn check_names(raw: &RawScenario, mistakes: &mut Vec<String>) {
     }
 }
 
+/// What changes, by the name of the domain.
+fn changes_of<'a>(
+    raw: &'a RawScenario,
+    count: Option<u32>,
+    mistakes: &mut Vec<String>,
+) -> BTreeMap<&'a str, Changes> {
+    let mut all = BTreeMap::new();
+    for (i, change) in raw.change.iter().enumerate() {
+        let at = i + 1;
+        let mut factors = Vec::new();
+        for text in &change.factors {
+            match text.parse::<Tdf>() {
+                Ok(tdf) if factors.contains(&tdf) => {
+                    mistakes.push(format!("change {at}: factors: {text:?} is there twice"));
+                }
+                Ok(tdf) => factors.push(tdf),
+                Err(e) => mistakes.push(format!("change {at}: factors: {text:?}: {e}")),
+            }
+        }
+        if change.factors.len() < 2 {
+            mistakes.push(format!("change {at}: factors: a change needs two at least"));
+        }
+        let count = count.unwrap_or(change.count);
+        if !(1..=MOST_CHANGES).contains(&count) {
+            mistakes.push(format!("change {at}: count = {count}: between 1 and {MOST_CHANGES}"));
+        }
+        if change.domains.is_empty() {
+            mistakes.push(format!("change {at}: domains = [] names no domain"));
+        }
+        for name in &change.domains {
+            if !raw.domain.iter().any(|domain| domain.name == *name) {
+                mistakes.push(format!("change {at}: there is no domain {name:?}"));
+            }
+            let changes = Changes { count, factors: factors.clone(), every: change.every };
+            if all.insert(name.as_str(), changes).is_some() {
+                mistakes.push(format!("change {at}: domain {name:?} has its changes already"));
+            }
+        }
+    }
+    all
+}
+
 fn domain_of(
     raw: &RawDomain,
     checks: &[RawCheck],
+    changes: Option<&Changes>,
     folder: &Path,
     replacement: Option<Tdf>,
     mistakes: &mut Vec<String>,
@@ -350,21 +476,52 @@ fn domain_of(
         mistakes.push(format!("domain {name:?}: memory is in MiB, between 1 and 1048576"));
     }
     let mut mine = checks.iter().filter(|check| check.clocks.contains(name));
-    let check = match (mine.next(), mine.next()) {
-        (Some(check), None) => Some(check),
-        (None, _) => {
+    let watched = match (mine.next(), mine.next(), changes) {
+        (Some(check), None, None) => match (check.for_virtual, check.for_real) {
+            (Some(span), _) => Some((CheckSpan::Virtual(span), check.samples)),
+            (None, span) => span.map(|span| (CheckSpan::Real(span), check.samples)),
+        },
+        (None, _, Some(changes)) => match Span::from_ns(changes.span_ns()) {
+            Some(span) => Some((CheckSpan::Virtual(span), twenty())),
+            None => {
+                mistakes.push(format!(
+                    "domain {name:?}: its changes would take more than a week of its time: fewer \
+                     of them, closer to each other, or no such small factors"
+                ));
+                None
+            }
+        },
+        (Some(_), _, Some(_)) => {
+            mistakes.push(format!(
+                "domain {name:?}: a [[check]] and a [[change]] name it; a check is for a factor \
+                 that does not change"
+            ));
+            None
+        }
+        (None, ..) => {
             mistakes.push(format!("domain {name:?}: no [[check]] names it"));
             None
         }
-        (Some(_), Some(_)) => {
+        (Some(_), Some(_), None) => {
             mistakes.push(format!("domain {name:?}: two checks name it; one span fits one domain"));
             None
         }
     };
+    let own = matches!(kind, Kind::Config(_));
+    match raw.test {
+        Test::Changes if changes.is_none() => mistakes
+            .push(format!("domain {name:?}: test = \"changes\", but no [[change]] names it")),
+        Test::Clocks | Test::Paths if changes.is_some() && !own => mistakes
+            .push(format!("domain {name:?}: a [[change]] names it: write test = \"changes\"")),
+        Test::Paths if kind == Kind::Linux => mistakes.push(format!(
+            "domain {name:?}: test = \"paths\" is for our kernel: Linux cannot try them"
+        )),
+        _ => {}
+    }
     if mistakes.len() > before {
         return None;
     }
-    let check = check?;
+    let (span, samples) = watched?;
     Some(Domain {
         name: name.clone(),
         kind,
@@ -375,11 +532,10 @@ fn domain_of(
         tsc_mode: raw.tsc_mode,
         memory_mib: raw.memory,
         vcpus: raw.vcpus,
-        span: match (check.for_virtual, check.for_real) {
-            (Some(span), _) => CheckSpan::Virtual(span),
-            (None, span) => CheckSpan::Real(span?),
-        },
-        samples: check.samples,
+        test: raw.test,
+        span,
+        samples,
+        changes: changes.cloned(),
     })
 }
 
@@ -406,7 +562,7 @@ pub(crate) mod tests {
 
     /// The scenario in `text`.
     pub fn read(text: &str) -> Result<Scenario, ScenarioError> {
-        parse("s.toml", text, Path::new("/scenarios"), None)
+        parse("s.toml", text, Path::new("/scenarios"), Overrides::default())
     }
 
     fn mistakes(text: &str) -> Vec<String> {
@@ -430,7 +586,8 @@ pub(crate) mod tests {
     #[test]
     fn the_command_line_replaces_what_is_set_and_not_what_is_expected() {
         let tdf = "5/2".parse().unwrap();
-        let scenario = parse("s", GOOD, Path::new(""), Some(tdf)).unwrap();
+        let instead = Overrides { tdf: Some(tdf), changes: None };
+        let scenario = parse("s", GOOD, Path::new(""), instead).unwrap();
         assert_eq!(scenario.domains[0].factor, Factor::Set(tdf));
         assert_eq!(scenario.domains[1].factor.tdf().to_string(), "20");
     }
@@ -488,6 +645,60 @@ pub(crate) mod tests {
         }
     }
 
+    const CHANGING: &str = r#"
+        name = "changes"
+        [[domain]]
+        name = "a"
+        kind = "guest"
+        tdf = "10"
+        vcpus = 2
+        test = "changes"
+        [[change]]
+        domains = ["a"]
+        count = 1000
+        factors = ["1/1000", "1", "5/2"]
+        every = "3 ms"
+    "#;
+
+    #[test]
+    fn changes_are_read_and_give_the_span() {
+        let a = &read(CHANGING).unwrap().domains[0];
+        let changes = a.changes.as_ref().unwrap();
+        assert_eq!((a.vcpus, a.test, changes.count), (2, Test::Changes, 1000));
+        assert_eq!(changes.fastest().to_string(), "1/1000");
+        // On average 3 ms take (3 s + 3 ms + 1.2 ms)/3 of the guest's time.
+        assert_eq!(changes.span_ns(), 4 * (3_000_000_000 + 3_000_000 + 1_200_000) / 3 * 1000);
+        assert_eq!(a.span.virtual_ns(Tdf::ONE), changes.span_ns());
+        let instead = Overrides { tdf: None, changes: Some(7) };
+        let few = parse("s", CHANGING, Path::new(""), instead).unwrap();
+        assert_eq!(few.domains[0].changes.as_ref().map(|c| c.count), Some(7));
+    }
+
+    #[test]
+    fn changes_that_make_no_sense_are_refused() {
+        for (from, to, says) in [
+            ("count = 1000", "count = 0", "count = 0: between"),
+            ("\"1\", \"5/2\"", "\"2.5\", \"5/2\"", "\"5/2\" is there twice"),
+            ("\"1/1000\", \"1\", \"5/2\"", "\"2\"", "needs two"),
+            ("\"5/2\"]", "\"0\"]", "\"0\": a TDF lies"),
+            ("[\"a\"]", "[\"a\", \"b\"]", "there is no domain \"b\""),
+            ("[\"a\"]", "[\"a\", \"a\"]", "has its changes already"),
+            ("[\"a\"]", "[]", "no [[change]] names it"),
+            ("test = \"changes\"", "", "write test = \"changes\""),
+            ("3 ms", "1 s", "more than a week"),
+            (
+                "[[change]]",
+                "[[check]]\nclocks = [\"a\"]\nfor_real = \"1 s\"\n[[change]]",
+                "a [[check]] and a [[change]] name it",
+            ),
+        ] {
+            let mistakes = mistakes(&CHANGING.replace(from, to)).join("\n");
+            assert!(mistakes.contains(says), "{says}: {mistakes}");
+        }
+        let linux = GOOD.replace("kind = \"linux\"", "kind = \"linux\"\ntest = \"paths\"");
+        assert!(mistakes(&linux)[0].contains("Linux cannot"));
+    }
+
     #[test]
     fn names_and_paths_of_scenarios_are_told_apart() {
         let assets = Path::new("/a");
@@ -502,7 +713,7 @@ pub(crate) mod tests {
         let mut seen = 0;
         for entry in folder.read_dir().unwrap() {
             let path = entry.unwrap().path();
-            let scenario = load(&path, None).unwrap_or_else(|e| panic!("{e}"));
+            let scenario = load(&path, Overrides::default()).unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(path.file_stem().unwrap().to_str(), Some(scenario.name.as_str()));
             seen += 1;
         }

@@ -18,6 +18,11 @@ impl Span {
         self.0 as i64
     }
 
+    /// So many nanoseconds; `None` if that is no span.
+    pub fn from_ns(ns: i64) -> Option<Self> {
+        u64::try_from(ns).ok().filter(|ns| (1..=MOST).contains(ns)).map(Self)
+    }
+
     /// Reads `2 s` and the like; the error is a sentence.
     ///
     /// # Errors
