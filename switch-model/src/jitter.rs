@@ -12,6 +12,7 @@ use crate::{ConfigError, Frames, Probability, Span, list::Few, sample};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(tag = "distribution", rename_all = "kebab-case"))]
+#[expect(clippy::large_enum_variant, reason = "descriptions live in place, nothing allocates")]
 pub enum Jitter {
     /// None.
     #[default]
@@ -82,6 +83,7 @@ pub(crate) struct JitterModel {
     innovation: u64,
 }
 
+#[expect(clippy::large_enum_variant, reason = "configurations live in place, nothing allocates")]
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Shape {
     Normal(u64),
@@ -283,7 +285,8 @@ mod de {
 
     #[derive(Deserialize)]
     #[serde(tag = "distribution", rename_all = "kebab-case", deny_unknown_fields)]
-    enum Table {
+    #[expect(clippy::large_enum_variant, reason = "descriptions live in place, nothing allocates")]
+    enum Given {
         None,
         Normal {
             spread: Span,
@@ -320,16 +323,16 @@ mod de {
                 "a time such as \"10 us\" (normal jitter), or a table with a distribution",
                 |spread| Self::Normal { spread, correlation: Probability::ZERO },
                 |table| match table {
-                    Table::None => Self::None,
-                    Table::Normal { spread, correlation } => Self::Normal { spread, correlation },
-                    Table::Uniform { spread, correlation } => Self::Uniform { spread, correlation },
-                    Table::Exponential { mean, correlation } => {
+                    Given::None => Self::None,
+                    Given::Normal { spread, correlation } => Self::Normal { spread, correlation },
+                    Given::Uniform { spread, correlation } => Self::Uniform { spread, correlation },
+                    Given::Exponential { mean, correlation } => {
                         Self::Exponential { mean, correlation }
                     }
-                    Table::Pareto { mean, index, correlation } => {
+                    Given::Pareto { mean, index, correlation } => {
                         Self::Pareto { mean, index, correlation }
                     }
-                    Table::Table { quantiles, correlation } => {
+                    Given::Table { quantiles, correlation } => {
                         Self::Table { quantiles, correlation }
                     }
                 },

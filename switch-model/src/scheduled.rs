@@ -8,10 +8,10 @@
 use core::ops::Deref;
 
 use crate::{
-    ConfigError, Counters, Delivery, DropReason, Event, Frame, MAX_TIME, Port, PortConfig, Slot,
-    Verdict,
+    ConfigError, Counters, Delivery, DropReason, Event, Frame, Port, PortConfig, Slot, Verdict,
     codel::CodelState,
     config::Queueing,
+    frame::{LAST_ARRIVAL, LAST_DEPARTURE},
     lane::{FLAGS, Lane},
 };
 
@@ -179,7 +179,7 @@ where
         let class = frame.class.min(classes - 1);
         if let Some(processor) = slow {
             let service = processor.service[usize::from(frame.cost.min(3)) - 1];
-            let done = self.processor_ns.max(ready).saturating_add(service).min(MAX_TIME);
+            let done = self.processor_ns.max(ready).saturating_add(service).min(LAST_DEPARTURE);
             self.processor_ns = done;
             slot.key = done << FLAGS | u64::from(class);
             self.slow.push(slots, i);
@@ -341,7 +341,7 @@ where
 
     /// The next thing that has happened by `now`, in the order of time.
     pub fn pop_due(&mut self, now: u64) -> Option<Event> {
-        let now = now.min(MAX_TIME);
+        let now = now.min(LAST_ARRIVAL);
         self.run(now);
         let event = self.events.first(self.waiting.as_ref()).filter(|&at| at <= now);
         if let Some(at) = event
@@ -433,6 +433,8 @@ pub trait Egress {
     fn settle(&mut self, now: u64);
     /// Bytes in the buffer.
     fn buffered_bytes(&self) -> u32;
+    /// What the port has done so far.
+    fn counters(&self) -> Counters;
 }
 
 impl<K, S> Egress for Port<K, S>
@@ -462,6 +464,9 @@ where
     fn buffered_bytes(&self) -> u32 {
         self.buffered().1
     }
+    fn counters(&self) -> Counters {
+        self.counters()
+    }
 }
 
 impl<K, S, const C: usize> Egress for Scheduled<K, S, C>
@@ -486,5 +491,8 @@ where
     }
     fn buffered_bytes(&self) -> u32 {
         self.buffered().1
+    }
+    fn counters(&self) -> Counters {
+        self.counters()
     }
 }

@@ -215,9 +215,8 @@ proptest! {
                 }
                 Verdict::Queued => prop_assert!(false, "a FIFO port decides at once"),
             }
-            while drain {
-                prop_assert!(port.next_deadline().is_none_or(|d| d >= last_pop));
-                let Some(delivery) = port.pop_due(now) else { break };
+            prop_assert!(port.next_deadline().is_none_or(|d| d >= last_pop));
+            while let Some(delivery) = drain.then(|| port.pop_due(now)).flatten() {
                 prop_assert!(delivery.at <= now && delivery.at >= last_pop);
                 last_pop = delivery.at;
                 got.push((delivery.at, delivery.tag, delivery.copy, delivery.mark));
