@@ -368,7 +368,6 @@ impl Hypervisor for Machine {
                 if let Some(Fault::Set(errno)) = fault {
                     return Err(Errno(errno));
                 }
-                assert_eq!(set.reserved, [0; 5]);
                 if fault != Some(Fault::SetIgnored) {
                     let tdf = Tdf::new(set.num, set.den).map_err(|_| Errno(libc::EINVAL))?;
                     let virt = domain.virt(real);

@@ -391,7 +391,7 @@ pub mod answering {
                     num: word(DOMCTL_UNION),
                     den: word(DOMCTL_UNION + 4),
                     flags: word(DOMCTL_UNION + 8),
-                    reserved: [3, 4, 5, 6, 7].map(|i| word(DOMCTL_UNION + 4 * i)),
+                    ..SetTdf::default()
                 }),
                 XEN_DOMCTL_GET_TDF => Request::Get,
                 XEN_DOMCTL_GETDOMAININFO => Request::Info,
@@ -523,7 +523,7 @@ mod tests {
 
     #[test]
     fn a_set_tdf_is_laid_out_as_the_header_says() {
-        let set = SetTdf { num: 5, den: 2, flags: TDF_REVEAL, reserved: [0; 5] };
+        let set = SetTdf { num: 5, den: 2, flags: TDF_REVEAL, ..SetTdf::default() };
         let domctl = Domctl::set_tdf(DomId(3), &set);
         assert_eq!(domctl.request(), (0, DomId(3), Request::Set(set)));
         assert_eq!(size_of::<Domctl>(), 144);
