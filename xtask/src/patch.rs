@@ -143,14 +143,23 @@ pub fn inputs(version: &str) -> Result<Inputs> {
     })
 }
 
-/// Applies the queue to the tree `xen`, with no fuzz; returns how many patches, and of them how
-/// many were made for its version.
+/// The version of the tree `xen`, if the queue is known to apply to it.
+///
+/// # Errors
+/// It is not, or the tree states no version.
+pub fn known_version(xen: &Path) -> Result<String> {
+    let version = version(xen)?;
+    Known::read()?.check(&version)?;
+    Ok(version)
+}
+
+/// Applies the queue to the tree `xen`, with no fuzz; returns how many patches, and how many of
+/// them are variants for its version.
 ///
 /// # Errors
 /// Nothing is known of the tree's version, or a patch does not apply.
 pub fn apply(step: &mut Step, xen: &Path) -> Result<(usize, usize)> {
-    let version = version(xen)?;
-    Known::read()?.check(&version)?;
+    let version = known_version(xen)?;
     let queue = folder();
     let patches = series(&queue, &version)?;
     for patch in &patches {

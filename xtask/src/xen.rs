@@ -117,13 +117,17 @@ pub fn prepare(options: &Options) -> Result<PathBuf> {
         Some(_) => dir.join(format!("{kind}-given")),
         None => dir.join(kind),
     };
-    if let Some(source) = &options.source
-        && !source.join("xen/include/public/domctl.h").is_file()
-    {
-        bail!(
-            "--xen-src {}: not a Xen source tree (no xen/include/public/domctl.h)",
-            source.display()
-        );
+    if let Some(source) = &options.source {
+        if !source.join("xen/include/public/domctl.h").is_file() {
+            bail!(
+                "--xen-src {}: not a Xen source tree (no xen/include/public/domctl.h)",
+                source.display()
+            );
+        }
+        if !options.stock {
+            patch::known_version(source)
+                .with_context(|| format!("--xen-src {}", source.display()))?;
+        }
     }
     // Which patches a tree has got depends on its version, so that only the tree itself can tell.
     let inputs = |tree: &Path| -> Result<String> {
@@ -211,10 +215,10 @@ pub fn check_queue(base: Base, source: Option<PathBuf>) -> Result<()> {
     let copy = paths::work().join(base.to_string()).join("patch-check");
     remove(&copy)?;
     step.run(&Cmd::new("cp").args(["-a", "--"]).arg(&stock).arg(&copy))?;
-    let (applied, own) = patch::apply(&mut step, &copy)?;
+    let (applied, variants) = patch::apply(&mut step, &copy)?;
     remove(&copy)?;
     step.done(&format!(
-        "{applied} patches, {own} of them of its own, apply to Xen {} with no fuzz; {count} messages are complete",
+        "{applied} patches, {variants} of them variants, apply to Xen {} with no fuzz; {count} messages are complete",
         version(&stock)?
     ));
     Ok(())

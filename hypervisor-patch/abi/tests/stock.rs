@@ -116,7 +116,12 @@ fn build(tree: &Path, name: &str, patched: bool) -> Paths {
     } else {
         put(&folder, "tdf-math.c", "");
     }
-    take(&arch_time, &["scale_delta", "gtime_to_gtsc", "__update_vcpu_system_time"]);
+    take(&arch_time, &["scale_delta", "gtime_to_gtsc"]);
+    // From 4.18 on the record is put together in a function of its own.
+    if arch_time.contains("collect_time_info(") {
+        take(&arch_time, &["collect_time_info"]);
+    }
+    take(&arch_time, &["__update_vcpu_system_time"]);
     take(&arch_time, &["pv_soft_rdtsc"]);
     take(&time, &["update_domain_wallclock_time", "get_localtime", "get_localtime_us"]);
     take(&core, &["do_set_timer_op", "vcpu_periodic_timer_work_locked", "domain_watchdog"]);

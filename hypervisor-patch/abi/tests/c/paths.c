@@ -60,6 +60,7 @@ int main(void)
         *v = (struct vcpu){
             .domain = d,
             .vcpu_info = &info,
+            .vcpu_info_area.map = &info,
             .periodic_period = in[16],
             .periodic_last_event = in[17],
             .arch = {

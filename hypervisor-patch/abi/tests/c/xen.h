@@ -118,7 +118,8 @@ struct domain
 struct vcpu
 {
     struct domain *domain;
-    struct vcpu_info *vcpu_info;
+    struct vcpu_info *vcpu_info;                    /* up to 4.17 */
+    struct { struct vcpu_info *map; } vcpu_info_area;     /* since */
     int processor;
     spinlock_t periodic_timer_lock;
     s_time_t periodic_period, periodic_last_event;

@@ -32,11 +32,23 @@ pub fn read(path: &Path) -> String {
     fs::read_to_string(path).unwrap_or_else(|e| panic!("cannot read {}: {e}", path.display()))
 }
 
+/// The folders of the patches that are made for one version of Xen only.
+pub fn variants() -> Vec<PathBuf> {
+    let entries = fs::read_dir(patches()).expect("the queue can be read");
+    entries.map(|e| e.expect("an entry").path()).filter(|p| p.is_dir()).collect()
+}
+
 /// What a file that the queue adds to Xen looks like after the last patch.
 pub fn added_file(path: &str) -> String {
+    added_file_with(None, path)
+}
+
+/// The same, where the patches in the folder `variants` replace those of the same name.
+pub fn added_file_with(variants: Option<&Path>, path: &str) -> String {
     let mut lines: Option<Vec<String>> = None;
     for name in series() {
-        let patch = read(&patches().join(&name));
+        let variant = variants.map(|folder| folder.join(&name)).filter(|file| file.is_file());
+        let patch = read(&variant.unwrap_or_else(|| patches().join(&name)));
         let header = format!("+++ b/{path}");
         let mut rest = patch.lines().skip_while(|line| *line != header).skip(1).peekable();
         while let Some(hunk) = rest.next_if(|line| line.starts_with("@@ ")) {
