@@ -41,7 +41,7 @@ pub enum ConfigError {
     NeedsScheduled,
     /// The memory given must hold a power of two of slots.
     Slots,
-    /// More slots than 32 768 where frames may overtake each other or wait in queues.
+    /// More slots than 32 768 for the queues of a scheduled port.
     TooManySlots,
     /// The number of servers of a control plane is wrong, or an operation names a missing one.
     Servers,
@@ -71,9 +71,7 @@ impl fmt::Display for ConfigError {
                 "several queues, CoDel or a processor path need a scheduled port"
             }
             Self::Slots => "the memory of a port must be a power of two of slots",
-            Self::TooManySlots => {
-                "a line that may reorder and the queues of a scheduled port take at most 32768 slots"
-            }
+            Self::TooManySlots => "the queues of a scheduled port take at most 32768 slots",
             Self::Servers => "an operation names a server that the control plane does not have",
         };
         f.write_str(text)

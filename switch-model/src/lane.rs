@@ -1,32 +1,31 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Frames in flight, in the caller's memory: a ring if they cannot overtake, a tournament if they can.
+//! Frames in flight, in the caller's memory: a ring if they cannot overtake, a heap if they can.
 //!
-//! The tournament's leaves are the slots themselves. Every inner node holds the number of the leaf
-//! that is due first below it, so a change of one leaf replays the matches on its way to the root:
-//! log2(slots) comparisons, the same for any load, whose operands do not depend on each other.
+//! The heap has four branches at each node: half the levels of a binary one, and the four that are
+//! compared lie side by side. A frame that leaves is replaced by walking its gap down to the bottom
+//! without asking whether the last frame would fit before, as it hardly ever does.
 
 use core::hint::select_unpredictable;
 
-use crate::ConfigError;
-
 /// Room for one frame: 16 bytes.
 ///
-/// A port takes a power of two of them. What they hold is the port's business.
+/// A port takes a power of two of them. What they hold is the port's business: a frame in flight, and
+/// beside it, of some other frame that waits for the serialiser, what tells when that leaves.
 #[derive(Clone, Copy, Debug)]
 pub struct Slot {
-    /// Time in ns, shifted by [`FLAGS`] bits of flags. In a tournament, all ones: nothing.
+    /// Time in ns, shifted by [`FLAGS`] bits of flags.
     pub(crate) key: u64,
-    /// The caller's handle. In a tournament's empty slot, the next empty one.
+    /// The caller's handle.
     pub(crate) tag: u32,
-    /// Length of a frame that waits for the serialiser: a ring of its own, beside the rest.
+    /// Length of a waiting frame.
     pub(crate) len: u16,
-    /// A link of a queue, or the winner below one node of the tournament.
+    /// When a waiting frame leaves; in a queue, a link.
     pub(crate) node: u16,
 }
 
 impl Slot {
     /// An unused slot.
-    pub const EMPTY: Self = Self { key: NOTHING, tag: 0, len: 0, node: 0 };
+    pub const EMPTY: Self = Self { key: 0, tag: 0, len: 0, node: 0 };
 }
 
 impl Default for Slot {
@@ -49,22 +48,19 @@ pub(crate) const FLAG_CORRUPT: u64 = 1;
 /// The key of no frame.
 pub(crate) const NOTHING: u64 = u64::MAX;
 
-/// Slots that a tournament, or a queue linked through slots, can address.
+/// Slots that a queue linked through them can address.
 pub(crate) const MAX_LINKED: usize = 1 << 15;
 
-/// No slot.
-const END: u32 = u32::MAX;
+/// Branches of the heap at each node.
+const BRANCHES: usize = 4;
 
 /// Frames in flight.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Lane {
-    /// Ring: the first frame. Tournament: the first empty slot.
+    /// The first frame of the ring; a heap begins at 0.
     head: u32,
     held: u32,
-    tournament: bool,
-    /// The matches of the slot emptied last, `head`, are still to be replayed: the next frame will
-    /// take that slot, and until then it is enough to look past it.
-    stale: bool,
+    heap: bool,
 }
 
 impl Lane {
@@ -72,61 +68,42 @@ impl Lane {
         self.held
     }
 
-    pub(crate) fn is_tournament(&self) -> bool {
-        self.tournament
-    }
-
-    /// Whether the lane can be what `ordered` asks for with so many slots.
-    pub(crate) fn check(ordered: bool, slots: usize) -> Result<(), ConfigError> {
-        if !slots.is_power_of_two() || slots > 1 << 31 {
-            return Err(ConfigError::Slots);
-        }
-        if !ordered && slots > MAX_LINKED {
-            return Err(ConfigError::TooManySlots);
-        }
-        Ok(())
+    pub(crate) fn is_heap(&self) -> bool {
+        self.heap
     }
 
     /// Lets frames overtake each other from now on, or not.
     ///
-    /// A tournament serves ordered frames as well, so it goes on until it is empty.
+    /// A heap serves ordered frames as well, so it goes on until it is empty.
     #[inline]
     pub(crate) fn set_ordered(&mut self, slots: &mut [Slot], ordered: bool) {
-        if ordered == self.tournament && !(ordered && self.held > 0) {
+        if ordered == self.heap && !(ordered && self.held > 0) {
             self.convert(slots, !ordered);
         }
     }
 
     #[cold]
-    fn convert(&mut self, slots: &mut [Slot], tournament: bool) {
-        (self.tournament, self.stale) = (tournament, false);
-        if !tournament {
-            self.head = 0;
-            return;
-        }
-        let (n, mask) = (slots.len(), slots.len() - 1);
-        let ring = self.head as usize;
-        self.head = END;
-        for i in (0..n).rev() {
-            if (i.wrapping_sub(ring) & mask) >= self.held as usize {
-                slots[i] = Slot { key: NOTHING, tag: self.head, ..slots[i] };
-                self.head = i as u32;
+    fn convert(&mut self, slots: &mut [Slot], heap: bool) {
+        let (mask, ring) = (slots.len() - 1, self.head as usize);
+        (self.heap, self.head) = (heap, 0);
+        let mut to = 0;
+        for from in 0..slots.len() {
+            if (from.wrapping_sub(ring) & mask) < self.held as usize {
+                let Slot { key, tag, .. } = slots[from];
+                // Where it comes from has been read, as `to` is never ahead.
+                rise(slots, to, key, tag);
+                to += 1;
             }
-        }
-        for pair in (0..n).step_by(2) {
-            replay(slots, pair);
         }
     }
 
     /// Adds a frame. The caller has seen that there is room.
     #[inline]
     pub(crate) fn push(&mut self, slots: &mut [Slot], key: u64, tag: u32) {
-        let mask = slots.len() - 1;
-        if self.tournament {
-            self.head = enter(slots, self.head, key, tag);
-            self.stale = false;
+        if self.heap {
+            rise(slots, self.held as usize, key, tag);
         } else {
-            let i = (self.head.wrapping_add(self.held)) as usize & mask;
+            let i = (self.head.wrapping_add(self.held)) as usize & (slots.len() - 1);
             (slots[i].key, slots[i].tag) = (key, tag);
         }
         self.held += 1;
@@ -138,20 +115,7 @@ impl Lane {
         if self.held == 0 || slots.is_empty() {
             return NOTHING;
         }
-        if self.stale {
-            return first_but(slots, self.head as usize);
-        }
-        slots[self.index_of_first(slots)].key
-    }
-
-    #[inline]
-    fn index_of_first(&self, slots: &[Slot]) -> usize {
-        let mask = slots.len() - 1;
-        if self.tournament {
-            slots[1 & mask].node as usize & mask
-        } else {
-            self.head as usize & mask
-        }
+        slots[self.head as usize & (slots.len() - 1)].key
     }
 
     /// Takes the frame that is due first, if that is by `limit`.
@@ -160,22 +124,13 @@ impl Lane {
         if self.held == 0 || slots.is_empty() {
             return None;
         }
-        if self.stale {
-            if first_but(slots, self.head as usize) > limit {
-                return None;
-            }
-            replay(slots, self.head as usize);
-        }
-        let i = self.index_of_first(slots);
-        let Slot { key, tag, .. } = slots[i];
+        let Slot { key, tag, .. } = slots[self.head as usize & (slots.len() - 1)];
         if key > limit {
             return None;
         }
         self.held -= 1;
-        if self.tournament {
-            (slots[i].key, slots[i].tag) = (NOTHING, self.head);
-            self.head = i as u32;
-            self.stale = true;
+        if self.heap {
+            fill(slots, self.held as usize);
         } else {
             self.head = self.head.wrapping_add(1);
         }
@@ -183,54 +138,53 @@ impl Lane {
     }
 }
 
-/// Puts a frame into the empty slot `empty`; gives the next empty one.
-#[inline(never)]
-fn enter(slots: &mut [Slot], empty: u32, key: u64, tag: u32) -> u32 {
-    let i = empty as usize & (slots.len() - 1);
-    let next = slots[i].tag;
-    (slots[i].key, slots[i].tag) = (key, tag);
-    replay(slots, i);
-    next
-}
-
-/// The least key but for that of leaf `i`.
-#[inline(never)]
-fn first_but(slots: &[Slot], i: usize) -> u64 {
-    let (n, mask) = (slots.len(), slots.len() - 1);
-    if n == 1 {
-        return NOTHING;
-    }
-    let mut key = slots[(i ^ 1) & mask].key;
-    let mut node = (n + i) >> 1;
-    while node > 1 {
-        let rival = usize::from(slots[(node ^ 1) & mask].node) & mask;
-        key = key.min(slots[rival].key);
-        node >>= 1;
-    }
-    key
-}
-
-/// Replays all matches of leaf `i`. Among equal keys the one that plays last loses to none.
-#[inline(never)]
-fn replay(slots: &mut [Slot], i: usize) {
-    let (n, mask) = (slots.len(), slots.len() - 1);
-    let (mut winner, mut key) = (i, slots[i & mask].key);
-    // Nodes 1 ..= n - 1 are inner, n + i is leaf i.
-    let mut rival = (i ^ 1) & mask;
-    let mut node = (n + i) >> 1;
-    loop {
-        let other = slots[rival].key;
-        // Who wins is a matter of chance: select, do not branch.
-        let lost = other < key;
-        winner = select_unpredictable(lost, rival, winner);
-        key = select_unpredictable(lost, other, key);
-        slots[node & mask].node = winner as u16;
-        if node <= 1 {
-            return;
+/// Puts a frame where `gap` is, or above it if it is due before what is there.
+#[inline]
+fn rise(slots: &mut [Slot], mut gap: usize, key: u64, tag: u32) {
+    while gap > 0 {
+        let above = (gap - 1) / BRANCHES;
+        let Slot { key: above_key, tag: above_tag, .. } = slots[above];
+        if above_key <= key {
+            break;
         }
-        rival = usize::from(slots[(node ^ 1) & mask].node) & mask;
-        node >>= 1;
+        (slots[gap].key, slots[gap].tag) = (above_key, above_tag);
+        gap = above;
     }
+    (slots[gap].key, slots[gap].tag) = (key, tag);
+}
+
+/// Fills the gap at the top with what is below; the last of the heap, at `last`, goes elsewhere.
+#[inline(never)]
+fn fill(slots: &mut [Slot], last: usize) {
+    let Slot { key, tag, .. } = slots[last];
+    let heap = &mut slots[..last];
+    let mut gap = 0;
+    loop {
+        let first = gap * BRANCHES + 1;
+        let (below, moved_key) = match heap.get(first..).unwrap_or(&[]) {
+            [a, b, c, d, ..] => {
+                let left = earlier((first, a.key), (first + 1, b.key));
+                earlier(left, earlier((first + 2, c.key), (first + 3, d.key)))
+            }
+            [] => break,
+            few => few
+                .iter()
+                .enumerate()
+                .fold((0, NOTHING), |best, (i, slot)| earlier(best, (first + i, slot.key))),
+        };
+        (heap[gap].key, heap[gap].tag) = (moved_key, heap[below].tag);
+        gap = below;
+    }
+    if gap < last {
+        rise(heap, gap, key, tag);
+    }
+}
+
+/// Which one it is, is a matter of chance: select, do not branch.
+#[inline]
+fn earlier(a: (usize, u64), b: (usize, u64)) -> (usize, u64) {
+    let wins = b.1 < a.1;
+    (select_unpredictable(wins, b.0, a.0), select_unpredictable(wins, b.1, a.1))
 }
 
 #[cfg(test)]
@@ -241,7 +195,7 @@ mod tests {
     /// Both forms, and the change between them, against an ordered set.
     #[test]
     fn a_lane_is_a_priority_queue() {
-        for slots in [1usize, 2, 4, 64, 1024] {
+        for slots in [1usize, 2, 4, 8, 64, 1024] {
             let mut memory = vec![Slot::EMPTY; slots];
             let mut lane = Lane::default();
             let mut model: BTreeSet<(u64, u32)> = BTreeSet::new();

@@ -74,6 +74,19 @@ impl Line {
         at
     }
 
+    /// When it arrives on a line with uncorrelated jitter that lets frames overtake.
+    #[inline]
+    pub(crate) fn jittered(&self, state: &mut LineState, left: u64, draws: Draws) -> u64 {
+        let deviation = match &self.jitter {
+            Some(jitter) => jitter.value(draws.get(Purpose::Jitter)),
+            None => 0,
+        };
+        let at = (left + self.delay).saturating_add_signed(deviation);
+        let at = at.max(left).min(LAST_ARRIVAL);
+        state.last = state.last.max(at);
+        at
+    }
+
     /// Carries a frame whose last bit leaves at `left`, on any line.
     #[inline(never)]
     pub(crate) fn carry(
@@ -83,20 +96,6 @@ impl Line {
         len: u32,
         draws: Draws,
     ) -> Passage {
-        if self.kind == LineKind::Jittered
-            && let Some(jitter) = &self.jitter
-        {
-            let deviation = jitter.value(draws.get(Purpose::Jitter));
-            let at = (left + self.delay).saturating_add_signed(deviation);
-            let at = at.max(left).min(LAST_ARRIVAL);
-            state.last = state.last.max(at);
-            return Passage { at, copy_at: None, corrupt: false };
-        }
-        self.vary(state, left, len, draws)
-    }
-
-    /// The rest of `carry`.
-    fn vary(&self, state: &mut LineState, left: u64, len: u32, draws: Draws) -> Passage {
         let mut chance = |chain: &Option<Chain>, bit, purpose| {
             chain.as_ref().is_some_and(|c| c.happens(&mut state.memory, bit, draws.get32(purpose)))
         };
@@ -137,7 +136,7 @@ impl Line {
 }
 
 impl LineState {
-    /// Lets the next frame arrive at least 1 ns after the last one: a tournament, unlike a ring,
+    /// Lets the next frame arrive at least 1 ns after the last one: a heap, unlike a ring,
     /// keeps no order among frames of the same nanosecond.
     pub(crate) fn strictly_later(&mut self) {
         self.last = (self.last + 1).min(LAST_ARRIVAL);

@@ -51,12 +51,17 @@ pub struct Port<K, S> {
     slots: S,
 }
 
+/// Whether a port can use so many slots.
+pub(crate) fn check_slots(slots: usize) -> Result<(), ConfigError> {
+    if slots.is_power_of_two() && slots <= 1 << 30 { Ok(()) } else { Err(ConfigError::Slots) }
+}
+
 /// No frame is in the buffer.
 const NEVER: u64 = u64::MAX;
 
 /// Instead of a remainder: the slots of waiting frames tell when they leave, in 16 bits.
 ///
-/// That saves a division per frame, but takes short frames, and a lane that does not need the field.
+/// That saves a division per frame, where all frames are short.
 const STAMPS: u32 = u32::MAX;
 
 const _: () = assert!(size_of::<Port<&PortConfig, [Slot; 0]>>() <= 256);
@@ -76,10 +81,10 @@ where
 
     /// The part of a port behind its queues, whatever these are.
     pub(crate) fn exit(config: K, seed: u64, mut slots: S) -> Result<Self, ConfigError> {
-        Lane::check(config.line.ordered, slots.as_ref().len())?;
+        check_slots(slots.as_ref().len())?;
         let mut lane = Lane::default();
         lane.set_ordered(slots.as_mut(), config.line.ordered);
-        let stamps = config.short_frames && config.line.ordered;
+        let head_rem = if config.short_frames { STAMPS } else { 0 };
         Ok(Self {
             tokens: config.policer.map_or(0, |p| p.full),
             config,
@@ -88,7 +93,7 @@ where
             free_ns: 0,
             free_rem: 0,
             head_ns: NEVER,
-            head_rem: if stamps { STAMPS } else { 0 },
+            head_rem,
             ring: 0,
             frames: 0,
             bytes: 0,
@@ -250,7 +255,7 @@ where
         }
         self.counters.held(self.frames, self.bytes);
 
-        if self.lane.is_tournament() && config.line.ordered {
+        if self.lane.is_heap() && config.line.ordered {
             Self::order(&mut self.line, &mut self.lane, slots);
         }
         if config.line.loses(&mut self.line, draws) {
@@ -258,8 +263,11 @@ where
             return Verdict::Drop(DropReason::Loss);
         }
         let mark_flag = if mark { FLAG_MARK } else { 0 };
-        if config.line.kind == LineKind::Plain {
-            let deliver_at = config.line.delayed(&mut self.line, last_bit);
+        if config.line.kind != LineKind::Full {
+            let deliver_at = match config.line.kind {
+                LineKind::Plain => config.line.delayed(&mut self.line, last_bit),
+                _ => config.line.jittered(&mut self.line, last_bit, draws),
+            };
             self.lane.push(slots, deliver_at << FLAGS | mark_flag, frame.tag);
             return Verdict::Deliver(Fate {
                 deliver_at,
@@ -283,7 +291,7 @@ where
         })
     }
 
-    /// A tournament is left over from a line that let frames overtake.
+    /// A heap is left over from a line that let frames overtake.
     #[cold]
     fn order(line: &mut LineState, lane: &mut Lane, slots: &mut [Slot]) {
         line.strictly_later();
@@ -398,7 +406,6 @@ where
     }
 
     pub(crate) fn follow(&mut self, now: u64, config: K) -> Result<K, ConfigError> {
-        Lane::check(config.line.ordered, self.slots.as_ref().len())?;
         self.settle(now.max(self.now));
         let old = &*self.config;
         let free = Instant { ns: self.free_ns, rem: self.free_rem };
@@ -418,8 +425,7 @@ where
         }
         self.line.adopt(&old.line, &config.line);
         self.lane.set_ordered(self.slots.as_mut(), config.line.ordered);
-        let stamps = config.short_frames && !self.lane.is_tournament();
-        self.head_rem = if stamps { STAMPS } else { free.rem };
+        self.head_rem = if config.short_frames { STAMPS } else { free.rem };
         Ok(core::mem::replace(&mut self.config, config))
     }
 

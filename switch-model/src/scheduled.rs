@@ -12,7 +12,8 @@ use crate::{
     codel::CodelState,
     config::Queueing,
     frame::{LAST_ARRIVAL, LAST_DEPARTURE},
-    lane::{FLAGS, Lane},
+    lane::{FLAGS, MAX_LINKED},
+    port::check_slots,
 };
 
 /// No slot.
@@ -111,7 +112,10 @@ where
     pub fn new(config: K, seed: u64, line: S, mut waiting: S) -> Result<Self, ConfigError> {
         Self::check(&config)?;
         let slots = waiting.as_mut();
-        Lane::check(false, slots.len())?;
+        check_slots(slots.len())?;
+        if slots.len() > MAX_LINKED {
+            return Err(ConfigError::TooManySlots);
+        }
         let mut spare = List::EMPTY;
         for i in 0..slots.len().min(usize::from(END)) {
             spare.push(slots, i as u16);

@@ -77,7 +77,9 @@ impl Pace {
     /// `None` is a wire that takes no time.
     pub(crate) const fn new(rate: Option<Rate>) -> Result<Self, ConfigError> {
         const BYTE: u64 = 8_000_000_000;
-        let Some(rate) = rate else { return Ok(Self { num: 0, den: 1, inverse: 0 }) };
+        let Some(rate) = rate else {
+            return Ok(Self { num: 0, den: 1000, inverse: u64::MAX / 1000 + 1 });
+        };
         let rate = rate.as_bits();
         if rate == 0 {
             return Err(ConfigError::ZeroRate);

@@ -192,7 +192,7 @@ fn frames_wait_to_become_messages() {
 #[test]
 fn profiles() {
     for profile in Profile::ALL {
-        let config = profile.port().build().expect(profile.name());
+        let config = profile.port().build().expect("a profile builds");
         let (line, waiting) = (vec![Slot::EMPTY; 16], vec![Slot::EMPTY; 16]);
         assert!(Scheduled::<_, _, 1>::new(&config, 1, line, waiting).is_ok());
         let spec = profile.control();
