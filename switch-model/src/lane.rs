@@ -158,20 +158,17 @@ fn rise(slots: &mut [Slot], mut gap: usize, key: u64, tag: u32) {
 fn fill(slots: &mut [Slot], last: usize) {
     let Slot { key, tag, .. } = slots[last];
     let heap = &mut slots[..last];
-    let mut gap = 0;
-    loop {
-        let first = gap * BRANCHES + 1;
-        let (below, moved_key) = match heap.get(first..).unwrap_or(&[]) {
-            [a, b, c, d, ..] => {
-                let left = earlier((first, a.key), (first + 1, b.key));
-                earlier(left, earlier((first + 2, c.key), (first + 3, d.key)))
-            }
-            [] => break,
-            few => few
-                .iter()
-                .enumerate()
-                .fold((0, NOTHING), |best, (i, slot)| earlier(best, (first + i, slot.key))),
-        };
+    let (mut gap, mut first) = (0, 1);
+    while let Some([a, b, c, d]) = heap.get(first..first + BRANCHES) {
+        let left = earlier((first, a.key), (first + 1, b.key));
+        let right = earlier((first + 2, c.key), (first + 3, d.key));
+        let (below, moved_key) = earlier(left, right);
+        (heap[gap].key, heap[gap].tag) = (moved_key, heap[below].tag);
+        (gap, first) = (below, below * BRANCHES + 1);
+    }
+    // At the bottom there may be fewer.
+    let few = heap.iter().enumerate().skip(first).map(|(i, slot)| (i, slot.key));
+    if let Some((below, moved_key)) = few.reduce(earlier) {
         (heap[gap].key, heap[gap].tag) = (moved_key, heap[below].tag);
         gap = below;
     }

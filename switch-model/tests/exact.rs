@@ -164,4 +164,8 @@ fn tail_drop_counts_the_frame_in_service() {
 fn sizes_are_part_of_the_promise() {
     assert!(size_of::<Port<&PortConfig, [Slot; 1024]>>() <= 256 + 16 * 1024);
     assert_eq!(size_of::<Slot>(), 16);
+    // Two handfuls of slots of no length: what is left is the port itself.
+    let scheduled = size_of::<Scheduled<&PortConfig, [Slot; 0], 1>>();
+    assert!(scheduled <= 384, "{scheduled}");
+    assert_eq!(size_of::<Scheduled<&PortConfig, [Slot; 0], 3>>() - scheduled, 24);
 }
