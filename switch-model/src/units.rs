@@ -52,11 +52,12 @@ fn parse(text: &str, units: &[(&str, u64)], expected: &'static str) -> Result<u6
         return fail(Fault::UnknownUnit);
     };
     let scaled = u128::from(mantissa) * u128::from(factor);
-    let divisor = 10u128.pow(decimals);
-    if scaled % divisor != 0 {
-        return fail(Fault::Fraction);
+    match 10u128.checked_pow(decimals) {
+        Some(divisor) if scaled.is_multiple_of(divisor) => {
+            u64::try_from(scaled / divisor).or(fail(Fault::Range))
+        }
+        _ => fail(Fault::Fraction),
     }
-    u64::try_from(scaled / divisor).or(fail(Fault::Range))
 }
 
 /// Digits without the point, how many of them follow it, and the rest of the text.
@@ -463,6 +464,8 @@ mod tests {
         for (text, fault) in faults {
             assert_eq!(text.parse::<Span>().map_err(|e| e.fault), Err(fault), "{text}");
         }
+        // Found by fuzzing: more decimals than a power of ten can have.
+        assert!(std::format!("0.{:045} s", 0).parse::<Span>().is_err());
         assert!("101 %".parse::<Probability>().is_err());
         assert!("1/0".parse::<Probability>().is_err());
         assert!("0.5".parse::<Probability>().is_err());
