@@ -51,7 +51,7 @@
 //! | [`Switch`] | several ports: who is due next, and a buffer shared by dynamic threshold |
 //! | [`control`] | flow_mod, packet_in, packet_out, statistics, barriers: how long they take and when they act |
 //! | [`Profile`] | measured switches, each figure with its source |
-//! | [`TraceHash`] | a fingerprint of a run |
+//! | [`TraceHash`] | a fingerprint of a run; [`reference_trace`] shows that this machine decides as all others do |
 //!
 //! A frame passes: ingress latency, policer, (slow path,) admission to the buffer, RED and marks,
 //! (scheduler, CoDel,) serialiser, line. The buffer holds a frame from its admission until the
@@ -79,6 +79,7 @@ mod policer;
 mod port;
 mod profile;
 mod red;
+mod reference;
 mod rng;
 mod sample;
 mod scheduled;
@@ -101,6 +102,7 @@ pub use policer::PolicerSpec;
 pub use port::Port;
 pub use profile::{Profile, Sourced};
 pub use red::RedSpec;
+pub use reference::{REFERENCE_TRACE, reference_trace};
 pub use rng::stream_seed;
 pub use scheduled::{Egress, Scheduled};
 pub use serialiser::{Framing, MAX_FRAME};
