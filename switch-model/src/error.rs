@@ -19,8 +19,6 @@ pub enum ConfigError {
     Inverted(&'static str),
     /// `keep_order` cannot hold with reordering.
     OrderAndReorder,
-    /// A jitter distribution or correlation without jitter.
-    NoJitter(&'static str),
     /// A correlation of 1 would never change.
     FullCorrelation,
     /// Probabilities of the ways out of one state sum to more than 1.
@@ -58,7 +56,6 @@ impl fmt::Display for ConfigError {
             Self::Zero(what) => return write!(f, "{what} must not be zero"),
             Self::Inverted(what) => return write!(f, "{what}: the minimum is above the maximum"),
             Self::OrderAndReorder => "keep_order and reorder contradict each other; choose one",
-            Self::NoJitter(what) => return write!(f, "{what} has no effect without jitter"),
             Self::FullCorrelation => "a correlation must be below 100 %, or nothing ever changes",
             Self::StateOverfull => "the probabilities of leaving one state sum to more than 100 %",
             Self::ImpossibleBurst => "bursts of this length cannot give so high a loss",

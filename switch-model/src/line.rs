@@ -75,7 +75,7 @@ impl Line {
     }
 
     /// When it arrives on a line with uncorrelated jitter that lets frames overtake.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn jittered(&self, state: &mut LineState, left: u64, draws: Draws) -> u64 {
         let deviation = match &self.jitter {
             Some(jitter) => jitter.value(draws.get(Purpose::Jitter)),

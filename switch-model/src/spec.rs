@@ -77,7 +77,7 @@ macro_rules! spec {
                 struct Given {
                     #[serde(default)]
                     profile: Option<crate::Profile>,
-                    $(#[serde(default = "absent")] $field: Given1<$type>,)*
+                    $(#[serde(default = "absent")] $field: Present<$type>,)*
                 }
                 let given = Given::deserialize(from)?;
                 let mut spec = given.profile.map_or(Self::IDEAL, |p| p.port());
@@ -91,15 +91,15 @@ macro_rules! spec {
 
 /// A value that was there, whatever it was.
 #[cfg(feature = "serde")]
-struct Given1<T>(Option<T>);
+struct Present<T>(Option<T>);
 
 #[cfg(feature = "serde")]
-fn absent<T>() -> Given1<T> {
-    Given1(None)
+fn absent<T>() -> Present<T> {
+    Present(None)
 }
 
 #[cfg(feature = "serde")]
-impl<'de, T: serde::Deserialize<'de>> serde::Deserialize<'de> for Given1<T> {
+impl<'de, T: serde::Deserialize<'de>> serde::Deserialize<'de> for Present<T> {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         T::deserialize(from).map(|value| Self(Some(value)))
     }
