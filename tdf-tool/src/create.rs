@@ -11,7 +11,8 @@ use std::path::Path;
 
 use tdf_abi::{Tdf, TdfError};
 
-use crate::dom0::{Dom0, ToolError};
+use crate::dom0::{Dom0, Listed, ToolError};
+use crate::wanted::Wanted;
 use crate::xen::{Control, Dilation, DomId, XenError};
 use crate::xlcfg::{CfgError, Config, Place, Setting};
 
@@ -179,7 +180,7 @@ fn plan_of(path: &str, text: &str, xl_args: &[String]) -> Result<(Plan, Vec<Stri
     if (tdf.is_some() || reveal) && on_reboot.contains("restart") {
         warnings.push(format!(
             "{path}: on_reboot is \"{on_reboot}\": when {name} reboots, xl makes it anew without \
-             its TDF; write on_reboot = \"destroy\""
+             its TDF; use tdf create --watch, or write on_reboot = \"destroy\""
         ));
     }
     let plan = Plan { name, config: path.to_owned(), xl_args: xl_args.to_vec(), tdf, reveal };
@@ -237,6 +238,11 @@ impl<M: Dom0> Control<M> {
     /// As [`Control::build`].
     pub fn create(&mut self, plan: &Plan) -> Result<Created, CreateError> {
         let created = self.build(plan)?;
+        if let Some(tdf) = plan.tdf {
+            let listed = Listed { name: plan.name.clone(), id: created.id };
+            let wanted = Wanted { tdf, reveal: plan.reveal };
+            self.remember(&listed, wanted).map_err(|e| self.undo(&plan.name, e.into()))?;
+        }
         if !plan.xl_args.iter().any(|arg| arg == "-p") {
             self.start(&plan.name)?;
         }
@@ -386,6 +392,7 @@ mod tests {
             (Fault::Set(libc::ESRCH), "no domain with the id"),
             (Fault::SetIgnored, "Xen reports 1"),
             (Fault::Unpause, "`xl unpause web` failed"),
+            (Fault::StoreFull, "`xenstore-write /tool/tdf/"),
         ] {
             let mut control = Machine::control();
             control.machine.fault = Some(fault);

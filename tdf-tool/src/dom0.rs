@@ -56,11 +56,20 @@ pub trait Dom0: Hypervisor {
     /// No such terminal.
     fn open_console(&mut self, tty: &str) -> io::Result<ConsoleId>;
 
+    /// Types `bytes` on a console.
+    ///
+    /// # Errors
+    /// It is closed, or takes nothing.
+    fn write_console(&mut self, console: ConsoleId, bytes: &[u8]) -> io::Result<()>;
+
     /// Waits until a console has something or `timeout` has passed, whichever is first.
     ///
     /// # Errors
     /// The consoles cannot be watched.
     fn wait(&mut self, timeout: Duration) -> io::Result<Vec<ConsoleEvent>>;
+
+    /// Waits, and looks at nothing; a signal may cut it short.
+    fn pause(&mut self, time: Duration);
 
     /// Real time since any origin.
     fn now(&mut self) -> Duration;
@@ -126,7 +135,11 @@ pub struct Listed {
 }
 
 impl<M: Dom0> Control<M> {
-    fn checked(&mut self, program: &str, args: &[&str]) -> Result<ToolOutput, ToolError> {
+    /// A command, which must succeed.
+    ///
+    /// # Errors
+    /// It could not be started, or failed.
+    pub fn tool(&mut self, program: &str, args: &[&str]) -> Result<ToolOutput, ToolError> {
         let shown = || [&[program], args].concat().join(" ");
         let output = self
             .machine
@@ -140,7 +153,7 @@ impl<M: Dom0> Control<M> {
     /// # Errors
     /// It could not be started, or failed.
     pub fn xl(&mut self, args: &[&str]) -> Result<ToolOutput, ToolError> {
-        self.checked("xl", args)
+        self.tool("xl", args)
     }
 
     /// The id of the domain called `name`, `None` if there is none.
@@ -197,11 +210,17 @@ impl<M: Dom0> Control<M> {
     /// # Errors
     /// xenstore-read could not be started.
     pub fn console_tty(&mut self, id: DomId) -> Result<Option<String>, ToolError> {
-        let path = format!("/local/domain/{id}/console/tty");
-        match self.checked("xenstore-read", &[&path]) {
-            Ok(output) => {
-                Ok(Some(output.out.trim().to_owned()).filter(|tty| tty.starts_with("/dev/")))
-            }
+        let tty = self.xenstore_read(&format!("/local/domain/{id}/console/tty"))?;
+        Ok(tty.filter(|tty| tty.starts_with("/dev/")))
+    }
+
+    /// What xenstore has at `path`, `None` if it has nothing there.
+    ///
+    /// # Errors
+    /// xenstore-read could not be started.
+    pub fn xenstore_read(&mut self, path: &str) -> Result<Option<String>, ToolError> {
+        match self.tool("xenstore-read", &[path]) {
+            Ok(output) => Ok(Some(output.out.trim().to_owned())),
             Err(ToolError::Failed(..)) => Ok(None),
             Err(other) => Err(other),
         }

@@ -12,7 +12,7 @@ use tdf_xen::reading::Reading;
 
 use crate::dom0::{ConsoleEvent, ConsoleId, Dom0, ToolOutput};
 use crate::xen::answering::Request;
-use crate::xen::{Control, DomId, Errno, Hypervisor, Op};
+use crate::xen::{Control, DomId, Errno, Hypervisor, Op, TDF_AT_REAL, TDF_WALL_ANCHOR};
 use crate::xlcfg::Config;
 
 const INTERFACE: u32 = 0x17;
@@ -30,10 +30,16 @@ pub enum Fault {
     CreateHalf,
     /// `set_tdf` fails.
     Set(i32),
+    /// `set_tdf` fails with this for the domain with this id.
+    SetOf(u16, i32),
+    /// The domain with this id cannot be paused.
+    Pause(u16),
     /// `set_tdf` succeeds and does nothing.
     SetIgnored,
     /// `xl unpause` fails.
     Unpause,
+    /// xenstore takes nothing.
+    StoreFull,
     /// There is no xenconsoled.
     NoConsole,
     /// Virtual time jumps by 3 ns a second after the start of the machine.
@@ -66,12 +72,18 @@ pub struct FakeDomain {
     /// Its name.
     pub name: String,
     id: DomId,
+    uuid: u16,
     config: String,
     tdf: Tdf,
     active: bool,
     reveal: bool,
     real0: i64,
     virt0: i64,
+    /// What its wall clock shows when its time is 0.
+    wall0: i64,
+    /// How often it is paused, and since when.
+    pub paused: u32,
+    paused_at: i64,
     /// Its factor when it first ran.
     pub started_at: Option<Tdf>,
     script: Vec<(i64, Vec<u8>)>,
@@ -100,6 +112,10 @@ pub struct Machine {
     pub ran_undilated: bool,
     /// How guests behave, by name.
     pub behaviours: HashMap<String, Behaviour>,
+    /// How domains end, one after another, 1 s after they began.
+    pub ends: Vec<u8>,
+    /// What dom0 wrote to xenstore.
+    pub store: HashMap<String, String>,
     /// The event log.
     pub log: Vec<String>,
     /// Files written.
@@ -121,6 +137,8 @@ impl Machine {
             sets: 0,
             ran_undilated: false,
             behaviours: HashMap::new(),
+            ends: Vec::new(),
+            store: HashMap::new(),
             log: Vec::new(),
             files: HashMap::new(),
             consoles: Vec::new(),
@@ -130,6 +148,51 @@ impl Machine {
     /// The domain called `name`.
     pub fn domain(&self, name: &str) -> Option<&FakeDomain> {
         self.domains.iter().find(|domain| domain.name == name)
+    }
+
+    /// The domain called `name` goes, and xl makes it anew, as after a reboot.
+    pub fn remake(&mut self, name: &str) -> DomId {
+        let id = DomId(self.next_id);
+        self.next_id += 1;
+        let domain = self.domains.iter_mut().find(|d| d.name == name).expect("it is there");
+        (domain.id, domain.tdf, domain.active) = (id, self.default, false);
+        domain.reveal = false;
+        id
+    }
+
+    fn xenstore(&mut self, program: &str, args: &[&str]) -> Result<String, String> {
+        match (program, args) {
+            ("xenstore-read", [path]) => {
+                if let Some(rest) = path.strip_prefix("/local/domain/") {
+                    let (id, key) = rest.split_once('/').expect("a path");
+                    let domain = self.domains.iter().find(|domain| domain.id.to_string() == id);
+                    return match (key, domain) {
+                        ("console/tty", _) if self.fault != Some(Fault::NoConsole) => {
+                            Ok(format!("/dev/pts/{id}\n"))
+                        }
+                        ("vm", Some(domain)) => {
+                            Ok(format!("/vm/01234567-0000-0000-0000-{:012x}\n", domain.uuid))
+                        }
+                        _ => Err("couldn't read path".to_owned()),
+                    };
+                }
+                self.store.get(*path).cloned().ok_or("couldn't read path".to_owned())
+            }
+            ("xenstore-write", [path, value]) if self.fault != Some(Fault::StoreFull) => {
+                self.store.insert((*path).to_owned(), (*value).to_owned());
+                Ok(String::new())
+            }
+            ("xenstore-write", _) => Err("no space".to_owned()),
+            ("xenstore-ls", ["-f", "/tool/tdf"]) => Ok(self
+                .store
+                .iter()
+                .map(|(path, value)| format!("{path} = \"{value}\"\n"))
+                .collect()),
+            ("xenstore-rm", [path]) => {
+                self.store.remove(*path).map(|_| String::new()).ok_or("no such path".to_owned())
+            }
+            other => panic!("{other:?}"),
+        }
     }
 
     fn create(&mut self, args: &[&str]) -> Result<String, String> {
@@ -146,12 +209,16 @@ impl Machine {
         self.domains.push(FakeDomain {
             name: value("name"),
             id: DomId(self.next_id),
+            uuid: self.next_id,
             config: value("extra"),
             tdf: self.default,
             active: self.default != Tdf::ONE,
             reveal: false,
             real0: self.real,
             virt0: self.real,
+            wall0: 1_700_000_000_000_000_000,
+            paused: 0,
+            paused_at: 0,
             started_at: None,
             script: Vec::new(),
             finale: None,
@@ -174,6 +241,9 @@ impl Machine {
         domain.started_at = Some(domain.tdf);
         self.ran_undilated |= domain.tdf == Tdf::ONE;
         domain.boot(real, behaviour);
+        if !self.ends.is_empty() {
+            domain.down = Some((real + 1_000_000_000, self.ends.remove(0)));
+        }
         Ok(String::new())
     }
 
@@ -365,12 +435,28 @@ impl Hypervisor for Machine {
         let domain = self.domains.iter_mut().find(|d| d.id == id).ok_or(Errno(libc::ESRCH))?;
         match request {
             Request::Set(set) => {
-                if let Some(Fault::Set(errno)) = fault {
-                    return Err(Errno(errno));
+                match fault {
+                    Some(Fault::Set(errno)) => return Err(Errno(errno)),
+                    Some(Fault::SetOf(bad, errno)) if id == DomId(bad) => return Err(Errno(errno)),
+                    _ => {}
                 }
                 if fault != Some(Fault::SetIgnored) {
-                    let tdf = Tdf::new(set.num, set.den).map_err(|_| Errno(libc::EINVAL))?;
+                    let tdf = set.tdf;
+                    let mut real = real;
+                    if set.flags & TDF_AT_REAL != 0 {
+                        let at = set.real_ns as i64;
+                        if domain.paused == 0
+                            || at > real
+                            || at < domain.paused_at.max(domain.real0)
+                        {
+                            return Err(Errno(libc::EINVAL));
+                        }
+                        real = at;
+                    }
                     let virt = domain.virt(real);
+                    if set.flags & TDF_WALL_ANCHOR != 0 {
+                        domain.wall0 = set.wall_ns as i64 - virt;
+                    }
                     if tdf != domain.tdf {
                         (domain.real0, domain.virt0, domain.tdf) = (real, virt, tdf);
                         domain.active = true;
@@ -393,9 +479,17 @@ impl Hypervisor for Machine {
                     virt0_ns: domain.virt0,
                     real_now_ns: real,
                     virt_now_ns: virt,
-                    wall_now_ns: 1_700_000_000_000_000_000 + virt,
+                    wall_now_ns: domain.wall0 + virt,
                 });
             }
+            Request::Pause if fault == Some(Fault::Pause(id.0)) => return Err(Errno(libc::EPERM)),
+            Request::Pause => {
+                if domain.paused == 0 {
+                    domain.paused_at = real;
+                }
+                domain.paused += 1;
+            }
+            Request::Unpause => domain.paused = domain.paused.checked_sub(1).expect("is paused"),
             Request::Info => {
                 let down = domain.down.filter(|(at, _)| *at <= real);
                 let flags = down.map_or(0, |(_, reason)| (1 << 2) | (u32::from(reason) << 16));
@@ -411,14 +505,7 @@ impl Dom0 for Machine {
         self.real += TOOL_NS;
         let result = match (program, args) {
             ("xl", args) => self.xl(args),
-            ("xenstore-read", [path]) => {
-                let id = path.strip_prefix("/local/domain/").and_then(|p| p.split('/').next());
-                match self.fault {
-                    Some(Fault::NoConsole) => Err("couldn't read path".to_owned()),
-                    _ => Ok(format!("/dev/pts/{}\n", id.expect("a path"))),
-                }
-            }
-            other => panic!("{other:?}"),
+            (store, args) => self.xenstore(store, args),
         };
         Ok(match result {
             Ok(out) => ToolOutput { ok: true, out, err: String::new() },
@@ -436,6 +523,23 @@ impl Dom0 for Machine {
         let id = tty.rsplit('/').next().and_then(|id| id.parse().ok()).map(DomId);
         self.consoles.push(id.ok_or(io::ErrorKind::NotFound)?);
         Ok(ConsoleId(self.consoles.len() - 1))
+    }
+
+    fn write_console(&mut self, console: ConsoleId, bytes: &[u8]) -> io::Result<()> {
+        let (real, id) = (self.real, self.consoles[console.0]);
+        let request = String::from_utf8(bytes.to_vec()).expect("text");
+        let domain = self.domains.iter_mut().find(|d| d.id == id).ok_or(io::ErrorKind::NotFound)?;
+        if domain.config.contains("test=serve") {
+            let behaviour = self.behaviours.get(&domain.name).copied().unwrap_or_default();
+            let parameters = request.trim().strip_prefix("tdf-ask ").expect("a request");
+            let config = std::mem::replace(
+                &mut domain.config,
+                format!("console=hvc0 test=clocks {parameters}"),
+            );
+            domain.boot(real, behaviour);
+            (domain.config, domain.down) = (config, None);
+        }
+        Ok(())
     }
 
     fn wait(&mut self, timeout: Duration) -> io::Result<Vec<ConsoleEvent>> {
@@ -458,6 +562,10 @@ impl Dom0 for Machine {
         let rest = bytes.split_off(bytes.len() / 3);
         let id = ConsoleId(console);
         Ok(vec![ConsoleEvent::Bytes(id, bytes), ConsoleEvent::Bytes(id, rest)])
+    }
+
+    fn pause(&mut self, time: Duration) {
+        self.real += time.as_nanos() as i64;
     }
 
     fn now(&mut self) -> Duration {

@@ -150,6 +150,13 @@ impl Dom0 for Host {
         Ok(ConsoleId(self.consoles.len() - 1))
     }
 
+    fn write_console(&mut self, console: ConsoleId, bytes: &[u8]) -> io::Result<()> {
+        match self.consoles.get_mut(console.0) {
+            Some(Some(console)) => console.write_all(bytes),
+            _ => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
     fn wait(&mut self, timeout: Duration) -> io::Result<Vec<ConsoleEvent>> {
         let mut ids = Vec::new();
         let mut polled = Vec::new();
@@ -207,6 +214,15 @@ impl Dom0 for Host {
             }
         }
         Ok(events)
+    }
+
+    fn pause(&mut self, time: Duration) {
+        let time = libc::timespec {
+            tv_sec: time.as_secs().min(1 << 30) as libc::time_t,
+            tv_nsec: time.subsec_nanos().into(),
+        };
+        // SAFETY: `time` is valid for reading; what a signal leaves of it is not asked for.
+        unsafe { libc::nanosleep(&raw const time, std::ptr::null_mut()) };
     }
 
     fn now(&mut self) -> Duration {

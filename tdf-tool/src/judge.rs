@@ -101,16 +101,7 @@ impl Clocks {
             if verdict.readings < 2 {
                 self.faults.push(format!("{name}: two readings are too few"));
             }
-            let row = Row {
-                name: name.clone(),
-                readings: verdict.readings,
-                real_ns: verdict.real_ns,
-                virtual_ns: verdict.virtual_ns,
-                expected_ns: verdict.expected_ns,
-                error_ns: verdict.error_ns,
-                bound_ns: verdict.bound_ns,
-                pass: verdict.pass,
-            };
+            let row = Row::new(name, &verdict);
             self.faults.extend(row.complaint());
             rows.push(row);
         }

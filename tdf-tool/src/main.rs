@@ -16,8 +16,10 @@ use tdf_tool::create::CreateError;
 use tdf_tool::host::{Host, catch_signals};
 use tdf_tool::privcmd::Privcmd;
 use tdf_tool::scenario::{Overrides, Test};
+use tdf_tool::units::Span;
+use tdf_tool::wanted::Wanted;
 use tdf_tool::xen::{Control, XenError};
-use tdf_tool::{create, probe, run, scenario, show, spin};
+use tdf_tool::{create, keep, probe, run, scenario, show, spin, together, verify};
 
 /// Creates, sets, shows and verifies dilated domains.
 ///
@@ -39,19 +41,28 @@ enum Verb {
     /// hypervisor's default holds. With `tdf_reveal = 1` the domain may read real time, for guests
     /// that measure their own dilation. If anything fails, no domain is left.
     Create {
+        /// Stay, and make the domain anew, with its factor, when it reboots; xl does not watch it then
+        #[arg(long)]
+        watch: bool,
         /// The xl configuration
         config: PathBuf,
         /// KEY=VALUE settings and the options -d -e -i -p -q of xl create
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "XL ARGS")]
         xl_args: Vec<String>,
     },
-    /// Give a running domain another factor; its time goes on without a jump
+    /// Give running domains another factor; their time goes on without a jump
+    ///
+    /// Several domains get it in one instant, all or none: they are paused for it.
     Set {
-        /// The domain
-        domain: String,
+        /// The domains
+        #[arg(required = true, num_args = 1.., value_name = "DOMAIN", allow_negative_numbers = true)]
+        domains: Vec<String>,
         /// The factor: 10, 2.5, 5/2
-        #[arg(allow_hyphen_values = true)]
+        #[arg(required = true, allow_hyphen_values = true)]
         tdf: Tdf,
+        /// Give all of them the wall clock of the first
+        #[arg(long)]
+        wall: bool,
     },
     /// Show a domain's factor, and its real and virtual time in one instant
     Get {
@@ -89,12 +100,39 @@ enum Verb {
         #[arg(long, value_name = "DIR", default_value = "/usr/share/xen-tdf")]
         assets: PathBuf,
     },
+    /// Prove that the clocks of domains that run keep to their factor
+    ///
+    /// Samples each domain's time through Xen, and listens on its console for the readings of a probe
+    /// in it: our kernel with test=clocks, or `tdf probe` in a Linux. (Whoever looks at that console
+    /// meanwhile misses what it says.) Fails if any clock disagrees.
+    Verify {
+        /// The domains
+        #[arg(required = true, value_name = "DOMAIN")]
+        domains: Vec<String>,
+        /// For how much real time
+        #[arg(long = "for", value_name = "SPAN", default_value = "2s", value_parser = Span::parse)]
+        span: Span,
+        /// Ask for readings on the console, where `tdf probe --serve` must run; no answer is a failure
+        #[arg(long)]
+        ask: bool,
+        /// Seed of the moments at which a guest that is asked reads its clocks
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// As one JSON document (tdf.verify/1)
+        #[arg(long)]
+        json: bool,
+    },
     /// Inside a Linux guest: read its clocks and print the readings
     ///
     /// Takes test=clocks (or changes) span_ns=… samples=… seed=… from the kernel's command line. Needs root, a
     /// domain that was created with tdf_reveal = 1, and the module xen-privcmd, which recent kernels
     /// want loaded with unrestricted=1.
-    Probe,
+    Probe {
+        /// Read the clocks whenever `tdf verify --ask` asks for it on standard input, which is to be
+        /// the console; so does test=serve on the kernel's command line
+        #[arg(long)]
+        serve: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -120,19 +158,8 @@ fn print(text: &str) -> io::Result<()> {
 /// Does what was asked; `false` if what was to hold does not.
 fn execute(verb: Verb) -> Result<bool, Box<dyn Error>> {
     match verb {
-        Verb::Create { config, xl_args } => create(&config, &xl_args)?,
-        Verb::Set { domain, tdf } => {
-            let mut control = Control::new(Host::open()?);
-            control.can_dilate()?;
-            let listed = control.find(&domain)?;
-            let before = control.get_tdf(listed.id)?;
-            control.set_tdf(listed.id, tdf, before.reveal)?;
-            let now = control.get_tdf(listed.id)?;
-            if now.tdf != tdf {
-                return Err(CreateError::NotTaken(tdf, now.tdf).into());
-            }
-            print(&format!("{}: TDF {tdf}, was {}\n", listed.name, before.tdf))?;
-        }
+        Verb::Create { watch, config, xl_args } => create(&config, xl_args, watch)?,
+        Verb::Set { domains, tdf, wall } => set(&domains, tdf, wall)?,
         Verb::Get { domain, json } => {
             let mut control = Control::new(Host::open()?);
             control.can_dilate()?;
@@ -147,7 +174,10 @@ fn execute(verb: Verb) -> Result<bool, Box<dyn Error>> {
             let mut domains = Vec::new();
             for listed in control.domains()? {
                 match control.get_tdf(listed.id) {
-                    Ok(dilation) => domains.push((listed, dilation)),
+                    Ok(dilation) => {
+                        let wanted = control.wanted(listed.id)?.map(|wanted| wanted.tdf);
+                        domains.push(show::Shown { listed, dilation, wanted });
+                    }
                     // It went while we looked.
                     Err(XenError::NoDomain(_)) => {}
                     Err(e) => return Err(e.into()),
@@ -159,14 +189,51 @@ fn execute(verb: Verb) -> Result<bool, Box<dyn Error>> {
             let instead = Overrides { tdf, changes };
             return run(&scenario, seed, instead, json.as_deref(), &assets);
         }
-        Verb::Probe => return probe(),
+        Verb::Verify { domains, span, ask, seed, json } => {
+            let mut control = Control::new(Host::open()?);
+            control.can_dilate()?;
+            let domains = control.find_all(&domains)?;
+            catch_signals();
+            let options = verify::Options { span, ask, seed };
+            let report = verify::verify(&mut control, &domains, &options)?;
+            print(&if json { report.json() } else { report.text() })?;
+            return Ok(report.pass);
+        }
+        Verb::Probe { serve } => return probe(serve),
     }
     Ok(true)
 }
 
-fn create(config: &Path, xl_args: &[String]) -> Result<(), Box<dyn Error>> {
-    let (plan, warnings) = create::plan(config, xl_args)?;
-    for warning in warnings {
+fn set(domains: &[String], tdf: Tdf, wall: bool) -> Result<(), Box<dyn Error>> {
+    let mut control = Control::new(Host::open()?);
+    control.can_dilate()?;
+    let domains = control.find_all(domains)?;
+    if let ([listed], false) = (&domains[..], wall) {
+        let before = control.set_and_remember(listed, tdf)?;
+        print(&format!("{}: TDF {tdf}, was {}\n", listed.name, before.tdf))?;
+        return Ok(());
+    }
+    // Domains that are paused must be unpaused: no signal may come between.
+    catch_signals();
+    let together = control.set_together(&domains, tdf, wall)?;
+    print(&together::text(&domains, &together, tdf, wall))?;
+    for (listed, (_, now)) in domains.iter().zip(&together.changed) {
+        control.remember(listed, Wanted { tdf, reveal: now.reveal })?;
+    }
+    Ok(())
+}
+
+fn create(config: &Path, mut xl_args: Vec<String>, watch: bool) -> Result<(), Box<dyn Error>> {
+    let ends = match watch {
+        true => Some(keep::ends(config, &xl_args)?),
+        false => None,
+    };
+    if watch && !xl_args.iter().any(|arg| arg == "-e") {
+        // xl is not to watch the domain as well.
+        xl_args.push("-e".to_owned());
+    }
+    let (plan, warnings) = create::plan(config, &xl_args)?;
+    for warning in warnings.iter().filter(|_| !watch) {
         eprintln!("tdf: warning: {warning}");
     }
     let mut control = Control::new(Host::open()?);
@@ -175,6 +242,10 @@ fn create(config: &Path, xl_args: &[String]) -> Result<(), Box<dyn Error>> {
     let (name, id, got) = (&plan.name, created.id, created.now.tdf);
     let from = if plan.tdf.is_some() { "" } else { " (the hypervisor's default)" };
     print(&format!("{name}: domain {id}, TDF {got}{from}\n"))?;
+    if let Some(ends) = ends {
+        let over = control.keep(&plan, &ends, id)?;
+        print(&format!("{name}: {over}\n"))?;
+    }
     Ok(())
 }
 
@@ -204,8 +275,13 @@ fn run(
     Ok(report.pass)
 }
 
-fn probe() -> Result<bool, Box<dyn Error>> {
-    let result = measure();
+fn probe(serve: bool) -> Result<bool, Box<dyn Error>> {
+    let cmdline = std::fs::read_to_string("/proc/cmdline")
+        .map_err(|e| format!("cannot read /proc/cmdline: {e}"))?;
+    if serve || cmdline.split_whitespace().any(|word| word == "test=serve") {
+        return answer();
+    }
+    let result = measure(&cmdline);
     if result.is_err() {
         print("Test result: ERROR\n")?;
     }
@@ -214,15 +290,33 @@ fn probe() -> Result<bool, Box<dyn Error>> {
     Ok(pass)
 }
 
-fn measure() -> Result<(String, bool), Box<dyn Error>> {
-    let cmdline = std::fs::read_to_string("/proc/cmdline")
-        .map_err(|e| format!("cannot read /proc/cmdline: {e}"))?;
-    let parameters = probe::Parameters::parse(&cmdline)?;
+/// Reads the clocks for everyone who asks, until standard input ends.
+fn answer() -> Result<bool, Box<dyn Error>> {
+    let mut clocks = linux()?;
+    for line in io::stdin().lines() {
+        let answer = match probe::Parameters::requested(&line?) {
+            None => continue,
+            Some(asked) => asked.and_then(|parameters| clocks.readings(&parameters)),
+        };
+        match answer {
+            Ok((tdf, readings)) => print(&probe::transcript(tdf, &readings).0)?,
+            Err(e) => print(&format!("tdf: {e}\nTest result: ERROR\n"))?,
+        }
+    }
+    Ok(true)
+}
+
+fn linux() -> Result<probe::Linux, Box<dyn Error>> {
+    probe::Linux::new(Privcmd::open()?)
+        .map_err(|e| format!("cannot lock memory and take real-time priority: {e}").into())
+}
+
+fn measure(cmdline: &str) -> Result<(String, bool), Box<dyn Error>> {
+    let parameters = probe::Parameters::parse(cmdline)?;
     if parameters.test == Test::Changes {
         return spin::watch(&parameters, || print(&format!("{}\n", probe::BEGIN)));
     }
-    let mut clocks = probe::Linux::new(Privcmd::open()?)
-        .map_err(|e| format!("cannot lock memory and take real-time priority: {e}"))?;
+    let mut clocks = linux()?;
     let (tdf, readings) = clocks.readings(&parameters)?;
     Ok(probe::transcript(tdf, &readings))
 }

@@ -125,6 +125,18 @@ impl Parameters {
         Ok(Self { test, span_ns, samples, seed: number("seed")? })
     }
 
+    /// The line that asks a probe that serves.
+    pub fn request(&self) -> String {
+        let Self { test, span_ns, samples, seed } = self;
+        format!("{ASK} test={test} span_ns={span_ns} samples={samples} seed={seed}\n")
+    }
+
+    /// What `line` asks for; `None` if it is no request.
+    pub fn requested(line: &str) -> Option<Result<Self, ProbeError>> {
+        let words = line.trim().strip_prefix(ASK)?.strip_prefix(' ')?;
+        Some(Self::parse(words))
+    }
+
     /// When to read, ns after the beginning: ascending, the last is the whole span.
     fn offsets(&self) -> Vec<i64> {
         let mut state = self.seed;
@@ -170,6 +182,9 @@ pub const CHANGES: [(&str, &str); 5] = [
     ("CHANGES", "sleeps"),
     ("CHANGES", "early_sleeps"),
 ];
+
+/// First word of a line that asks a probe for readings.
+const ASK: &str = "tdf-ask";
 
 const WARM_UP: u32 = 16;
 const MONOTONIC: &str = "CLOCK_MONOTONIC";
@@ -415,6 +430,16 @@ mod tests {
         let (text, _) = transcript("10".parse().unwrap(), &readings);
         let parsed = text.lines().filter_map(Reading::parse).count();
         assert_eq!((parsed, text.lines().last()), (readings.len(), Some("Test result: SUCCESS")));
+    }
+
+    #[test]
+    fn a_request_is_understood_and_nothing_else_is_one() {
+        assert_eq!(Parameters::requested(&PARAMETERS.request()), Some(Ok(PARAMETERS)));
+        for no in ["", "tdf-ask", "tdf-asks test=clocks", "login: tdf-ask test=clocks"] {
+            assert_eq!(Parameters::requested(no), None, "{no}");
+        }
+        let wrong = Parameters::requested("tdf-ask test=clocks span_ns=0");
+        assert_eq!(wrong, Some(Err(ProbeError::Parameter("samples"))));
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use serde::Serialize;
 use tdf_xen::path::PathRow;
+use tdf_xen::reading::Verdict;
 
 use crate::show::to_json;
 
@@ -30,6 +31,20 @@ pub struct Row {
 }
 
 impl Row {
+    /// The row of a clock that was judged.
+    pub fn new(name: &str, verdict: &Verdict) -> Self {
+        Self {
+            name: name.to_owned(),
+            readings: verdict.readings,
+            real_ns: verdict.real_ns,
+            virtual_ns: verdict.virtual_ns,
+            expected_ns: verdict.expected_ns,
+            error_ns: verdict.error_ns,
+            bound_ns: verdict.bound_ns,
+            pass: verdict.pass,
+        }
+    }
+
     /// A sentence, if the clock failed.
     pub fn complaint(&self) -> Option<String> {
         (!self.pass).then(|| {
@@ -161,7 +176,7 @@ const PATHS: [&str; 10] =
     ["DOMAIN", "VCPU", "TSC MODE", "TDF", "PATH", "PROBE", "LO", "VALUE", "HI", "VERDICT"];
 
 /// The first line of a table is its header. Columns in `numbers` are.
-fn table<const N: usize>(
+pub(crate) fn table<const N: usize>(
     lines: &[[String; N]],
     numbers: std::ops::RangeInclusive<usize>,
 ) -> String {
@@ -185,7 +200,7 @@ fn table<const N: usize>(
     out
 }
 
-const fn verdict(pass: bool) -> &'static str {
+pub(crate) const fn verdict(pass: bool) -> &'static str {
     if pass { "ok" } else { "FAIL" }
 }
 

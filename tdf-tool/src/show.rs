@@ -4,6 +4,7 @@
 use std::fmt::Write;
 
 use serde::Serialize;
+use tdf_abi::Tdf;
 
 use crate::dom0::{Listed, printable};
 use crate::units::{Date, Seconds};
@@ -32,6 +33,32 @@ struct DomainJson {
     wall_ns: i64,
 }
 
+/// A domain, as `tdf list` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Shown {
+    /// Its name and id.
+    pub listed: Listed,
+    /// Its factor and clocks.
+    pub dilation: Dilation,
+    /// The factor that it was given, which may have been lost since.
+    pub wanted: Option<Tdf>,
+}
+
+impl Shown {
+    /// The wanted factor, if the domain has another.
+    pub fn lost(&self) -> Option<Tdf> {
+        self.wanted.filter(|wanted| *wanted != self.dilation.tdf)
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct ShownJson {
+    #[serde(flatten)]
+    domain: DomainJson,
+    wanted: Option<String>,
+    lost: bool,
+}
+
 #[derive(Debug, Serialize)]
 struct GetJson {
     schema: &'static str,
@@ -42,7 +69,7 @@ struct GetJson {
 #[derive(Debug, Serialize)]
 struct ListJson {
     schema: &'static str,
-    domains: Vec<DomainJson>,
+    domains: Vec<ShownJson>,
 }
 
 fn domain_json(listed: &Listed, d: &Dilation) -> DomainJson {
@@ -73,8 +100,13 @@ pub fn get_json(listed: &Listed, dilation: &Dilation) -> String {
 }
 
 /// `tdf list --json`.
-pub fn list_json(domains: &[(Listed, Dilation)]) -> String {
-    let domains = domains.iter().map(|(listed, d)| domain_json(listed, d)).collect();
+pub fn list_json(domains: &[Shown]) -> String {
+    let json = |shown: &Shown| ShownJson {
+        domain: domain_json(&shown.listed, &shown.dilation),
+        wanted: shown.wanted.map(|tdf| tdf.to_string()),
+        lost: shown.lost().is_some(),
+    };
+    let domains = domains.iter().map(json).collect();
     to_json(&ListJson { schema: "tdf.list/1", domains })
 }
 
@@ -100,26 +132,38 @@ pub fn get_text(listed: &Listed, d: &Dilation) -> String {
 }
 
 /// `tdf list`.
-pub fn list_text(domains: &[(Listed, Dilation)]) -> String {
-    let longest = domains.iter().map(|(listed, _)| listed.name.chars().count());
+pub fn list_text(domains: &[Shown]) -> String {
+    let longest = domains.iter().map(|shown| shown.listed.name.chars().count());
     let width = longest.max().unwrap_or(0).max(20);
     let mut out = format!(
-        "{:width$} {:>5} {:>12}  {:7} {:6} {:>22}\n",
-        "Name", "ID", "TDF", "Dilated", "Reveal", "virtual - real (s)"
+        "{:width$} {:>5} {:>12} {:>12}  {:7} {:6} {:>22}\n",
+        "Name", "ID", "TDF", "Wanted", "Dilated", "Reveal", "virtual - real (s)"
     );
     let yes = |flag| if flag { "yes" } else { "no" };
-    for (listed, d) in domains {
+    for shown in domains {
+        let (listed, d) = (&shown.listed, &shown.dilation);
+        let wanted = shown.wanted.map_or("-".to_owned(), |tdf| tdf.to_string());
         let behind = Seconds(d.virt_ns.saturating_sub(d.real_ns));
         // Writing to a String does not fail.
         let _ = writeln!(
             out,
-            "{:width$} {:>5} {:>12}  {:7} {:6} {behind:>22}",
+            "{:width$} {:>5} {:>12} {wanted:>12}  {:7} {:6} {behind:>22}",
             printable(&listed.name),
             listed.id,
             d.tdf.to_string(),
             yes(d.active),
             yes(d.reveal),
         );
+    }
+    for shown in domains {
+        let (name, now) = (printable(&shown.listed.name), shown.dilation.tdf);
+        if let Some(wanted) = shown.lost() {
+            let _ = writeln!(
+                out,
+                "{name}: TDF {wanted} was lost, {now} holds: it was rebooted, restored or migrated; \
+                 `tdf set {name} {wanted}` gives it back"
+            );
+        }
     }
     out
 }
@@ -143,6 +187,22 @@ mod tests {
         (Listed { name: "web".into(), id: DomId(3) }, dilation)
     }
 
+    fn shown(wanted: Option<&str>) -> Shown {
+        let (listed, dilation) = example();
+        Shown { listed, dilation, wanted: wanted.map(|text| text.parse().unwrap()) }
+    }
+
+    #[test]
+    fn a_lost_factor_is_shown_and_a_kept_one_is_not() {
+        let lost = [shown(Some("10"))];
+        assert!(list_text(&lost).ends_with("`tdf set web 10` gives it back\n"));
+        assert!(list_json(&lost).contains("\"wanted\":\"10\",\"lost\":true"));
+        for kept in [[shown(Some("5/2"))], [shown(None)]] {
+            assert!(!list_text(&kept).contains("lost"));
+            assert!(list_json(&kept).contains("\"lost\":false"));
+        }
+    }
+
     #[test]
     fn json_has_its_schema_and_whole_nanoseconds() {
         let (listed, dilation) = example();
@@ -154,7 +214,7 @@ mod tests {
              \"wall_ns\":1700000003000000000}\n"
         );
         let list: serde_json::Value =
-            serde_json::from_str(&list_json(&[example(), example()])).unwrap();
+            serde_json::from_str(&list_json(&[shown(None), shown(None)])).unwrap();
         assert_eq!(list["schema"], "tdf.list/1");
         assert_eq!(list["domains"][1]["virtual_ns"], 3_000_000_000u64);
     }
@@ -166,6 +226,6 @@ mod tests {
         for part in ["web (domain 3)", "5/2", "6.000000000 s", "3.000000000 s", "2023-11-14"] {
             assert!(text.contains(part), "{part}: {text}");
         }
-        assert!(list_text(&[example()]).contains("-3.000000000"));
+        assert!(list_text(&[shown(None)]).contains("-3.000000000"));
     }
 }

@@ -16,6 +16,15 @@ use tdf_abi::{
 /// Domctl interface versions of Xen 4.17 (0x15) to 4.22 (0x18).
 pub const INTERFACES: std::ops::RangeInclusive<u32> = 0x15..=0x18;
 
+/// Flags of `set_tdf`: the factor changes at `real_ns`, the wall clock is `wall_ns` then; and where
+/// in the argument the two are.
+pub(crate) const TDF_AT_REAL: u32 = 1 << 1;
+pub(crate) const TDF_WALL_ANCHOR: u32 = 1 << 2;
+const SET_REAL_NS: usize = 16;
+const SET_WALL_NS: usize = 24;
+
+const XEN_DOMCTL_PAUSEDOMAIN: u32 = 3;
+const XEN_DOMCTL_UNPAUSEDOMAIN: u32 = 4;
 const XEN_DOMCTL_GETDOMAININFO: u32 = 5;
 /// Bits of `xen_domctl_getdomaininfo.flags`.
 const DOMINF_DYING: u32 = 1 << 0;
@@ -66,11 +75,13 @@ impl Domctl {
         domctl
     }
 
-    fn set_tdf(domain: DomId, set: &SetTdf) -> Self {
+    fn set_tdf(domain: DomId, set: &Set) -> Self {
         let mut domctl = Self::new(XEN_DOMCTL_SET_TDF, domain);
-        domctl.put(DOMCTL_UNION + offset_of!(SetTdf, num), &set.num.to_ne_bytes());
-        domctl.put(DOMCTL_UNION + offset_of!(SetTdf, den), &set.den.to_ne_bytes());
+        domctl.put(DOMCTL_UNION + offset_of!(SetTdf, num), &set.tdf.num().to_ne_bytes());
+        domctl.put(DOMCTL_UNION + offset_of!(SetTdf, den), &set.tdf.den().to_ne_bytes());
         domctl.put(DOMCTL_UNION + offset_of!(SetTdf, flags), &set.flags.to_ne_bytes());
+        domctl.put(DOMCTL_UNION + SET_REAL_NS, &set.real_ns.to_ne_bytes());
+        domctl.put(DOMCTL_UNION + SET_WALL_NS, &set.wall_ns.to_ne_bytes());
         domctl
     }
 
@@ -86,6 +97,19 @@ impl Domctl {
     pub(crate) fn bytes_mut(&mut self) -> &mut [u8] {
         &mut self.0
     }
+}
+
+/// The argument of `set_tdf`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Set {
+    /// The factor.
+    pub tdf: Tdf,
+    /// `TDF_*`.
+    pub flags: u32,
+    /// When, with [`TDF_AT_REAL`]; else 0.
+    pub real_ns: u64,
+    /// What the wall clock shows then, with [`TDF_WALL_ANCHOR`]; else 0.
+    pub wall_ns: u64,
 }
 
 fn take<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
@@ -130,6 +154,10 @@ pub enum XenError {
     NotControl,
     /// `EINVAL` of `set_tdf`.
     Refused(DomId, Tdf),
+    /// `EINVAL` of `set_tdf` at a given instant.
+    RefusedAt(DomId, Tdf, i64),
+    /// `EBUSY` of `set_tdf`.
+    Busy(DomId),
     /// `EOPNOTSUPP` of `set_tdf`.
     Unsupported(DomId),
     /// Xen has the patch, but of another age.
@@ -166,6 +194,17 @@ impl fmt::Display for XenError {
             Self::Refused(id, tdf) => {
                 write!(f, "Xen does not take TDF {tdf} for domain {id}: out of its range")
             }
+            Self::RefusedAt(id, tdf, real_ns) => write!(
+                f,
+                "Xen does not take TDF {tdf} for domain {id} from the instant {real_ns} ns on: \
+                 somebody else unpaused it or changed its TDF meanwhile, or this Xen cannot change \
+                 several domains in one instant"
+            ),
+            Self::Busy(id) => write!(
+                f,
+                "domain {id} reads its clock without Xen's knowledge (Xen runs with \
+                 clocksource=tsc); set the TDF before it runs, with tdf create"
+            ),
             Self::Unsupported(id) => write!(
                 f,
                 "Xen cannot dilate this kind of domain (domain {id}): only PV guests can be dilated \
@@ -205,6 +244,30 @@ pub struct Dilation {
     pub virt_ns: i64,
     /// The domain's wall clock now, ns since 1970.
     pub wall_ns: i64,
+}
+
+impl Dilation {
+    /// What the domain's wall clock shows at an instant, if nothing changes until then.
+    pub fn wall_at(&self, real_ns: i64) -> i64 {
+        let passed = match self.active {
+            true => {
+                let since =
+                    |ns: i64| self.tdf.to_virtual(i128::from(ns) - i128::from(self.real0_ns));
+                since(real_ns) - since(self.real_ns)
+            }
+            false => i128::from(real_ns) - i128::from(self.real_ns),
+        };
+        self.wall_ns.saturating_add(i64::try_from(passed).unwrap_or(i64::MAX))
+    }
+}
+
+/// The instant at which a domain's factor changes, and what its wall clock shows then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Instant {
+    /// Real time, ns; the domain is paused since before it.
+    pub real_ns: i64,
+    /// The wall clock, ns since 1970; `None`: as it is.
+    pub wall_ns: Option<i64>,
 }
 
 /// How a domain is.
@@ -311,25 +374,64 @@ impl<M: Hypervisor> Control<M> {
         })
     }
 
-    /// Gives the domain the factor `tdf`, and the right to read real time or not.
+    /// Gives the domain the factor `tdf` now, and the right to read real time or not.
     ///
     /// # Errors
     /// No such domain, no patch, no right, a domain that cannot be dilated.
     pub fn set_tdf(&mut self, id: DomId, tdf: Tdf, reveal: bool) -> Result<(), XenError> {
-        let set = SetTdf {
-            num: tdf.num(),
-            den: tdf.den(),
-            flags: if reveal { TDF_REVEAL } else { 0 },
-            ..SetTdf::default()
-        };
-        self.domctl(&Domctl::set_tdf(id, &set)).map(drop).map_err(|e| match e.0 {
-            libc::ENOSYS => XenError::NoDilation,
-            libc::EACCES => XenError::NoInterface,
+        let flags = if reveal { TDF_REVEAL } else { 0 };
+        let set = Set { tdf, flags, real_ns: 0, wall_ns: 0 };
+        self.domctl(&Domctl::set_tdf(id, &set)).map(drop).map_err(|e| refusal(id, tdf, None, e))
+    }
+
+    /// As [`Control::set_tdf`], but from a past instant on; the domain has to be paused.
+    ///
+    /// # Errors
+    /// Those, and an instant at which the domain ran.
+    pub fn set_tdf_at(
+        &mut self,
+        id: DomId,
+        tdf: Tdf,
+        reveal: bool,
+        at: Instant,
+    ) -> Result<(), XenError> {
+        let refused = XenError::RefusedAt(id, tdf, at.real_ns);
+        let unsigned = |ns: i64| u64::try_from(ns).map_err(|_| refused.clone());
+        let mut flags = TDF_AT_REAL;
+        if reveal {
+            flags |= TDF_REVEAL;
+        }
+        let mut wall_ns = 0;
+        if let Some(ns) = at.wall_ns {
+            flags |= TDF_WALL_ANCHOR;
+            wall_ns = unsigned(ns)?;
+        }
+        let set = Set { tdf, flags, real_ns: unsigned(at.real_ns)?, wall_ns };
+        let result = self.domctl(&Domctl::set_tdf(id, &set)).map(drop);
+        result.map_err(|e| refusal(id, tdf, Some(at), e))
+    }
+
+    /// Pauses the domain, once more if it is paused already; returns when none of it runs.
+    ///
+    /// # Errors
+    /// No such domain, no right.
+    pub fn pause(&mut self, id: DomId) -> Result<(), XenError> {
+        self.plain(XEN_DOMCTL_PAUSEDOMAIN, id, "pausing a domain")
+    }
+
+    /// Takes back one [`Control::pause`].
+    ///
+    /// # Errors
+    /// No such domain, no right.
+    pub fn unpause(&mut self, id: DomId) -> Result<(), XenError> {
+        self.plain(XEN_DOMCTL_UNPAUSEDOMAIN, id, "unpausing a domain")
+    }
+
+    fn plain(&mut self, cmd: u32, id: DomId, what: &'static str) -> Result<(), XenError> {
+        self.domctl(&Domctl::new(cmd, id)).map(drop).map_err(|e| match e.0 {
             libc::ESRCH => XenError::NoDomain(id),
-            libc::EPERM => XenError::MayNotDilate(id),
-            libc::EINVAL => XenError::Refused(id, tdf),
-            libc::EOPNOTSUPP => XenError::Unsupported(id),
-            _ => XenError::Other("setting a domain's TDF", e),
+            libc::EACCES => XenError::NoInterface,
+            _ => XenError::Other(what, e),
         })
     }
 
@@ -366,35 +468,60 @@ impl<M: Hypervisor> Control<M> {
     }
 }
 
+/// What an error of `set_tdf` means.
+fn refusal(id: DomId, tdf: Tdf, at: Option<Instant>, errno: Errno) -> XenError {
+    match (errno.0, at) {
+        (libc::ENOSYS, _) => XenError::NoDilation,
+        (libc::EACCES, _) => XenError::NoInterface,
+        (libc::ESRCH, _) => XenError::NoDomain(id),
+        (libc::EPERM, _) => XenError::MayNotDilate(id),
+        (libc::EINVAL, None) => XenError::Refused(id, tdf),
+        (libc::EINVAL, Some(at)) => XenError::RefusedAt(id, tdf, at.real_ns),
+        (libc::EOPNOTSUPP, _) => XenError::Unsupported(id),
+        (libc::EBUSY, _) => XenError::Busy(id),
+        _ => XenError::Other("setting a domain's TDF", errno),
+    }
+}
+
 /// What a fake hypervisor needs to answer a [`Domctl`].
 #[cfg(test)]
-pub mod answering {
+pub(crate) mod answering {
     use super::*;
 
     /// A decoded request.
     #[derive(Debug, PartialEq, Eq)]
-    pub enum Request {
+    pub(crate) enum Request {
         /// `set_tdf`.
-        Set(SetTdf),
+        Set(Set),
         /// `get_tdf`.
         Get,
         /// `getdomaininfo`.
         Info,
+        /// `pausedomain`.
+        Pause,
+        /// `unpausedomain`.
+        Unpause,
     }
 
     impl Domctl {
         /// Interface version, domain and operation.
-        pub fn request(&self) -> (u32, DomId, Request) {
+        pub(crate) fn request(&self) -> (u32, DomId, Request) {
             let word = |at| u32::from_ne_bytes(self.take(at));
+            let long = |at| u64::from_ne_bytes(self.take(at));
             let request = match word(0) {
-                XEN_DOMCTL_SET_TDF => Request::Set(SetTdf {
-                    num: word(DOMCTL_UNION),
-                    den: word(DOMCTL_UNION + 4),
-                    flags: word(DOMCTL_UNION + 8),
-                    ..SetTdf::default()
-                }),
+                XEN_DOMCTL_SET_TDF => {
+                    assert_eq!(word(DOMCTL_UNION + 12), 0, "the padding");
+                    Request::Set(Set {
+                        tdf: Tdf::new(word(DOMCTL_UNION), word(DOMCTL_UNION + 4)).expect("valid"),
+                        flags: word(DOMCTL_UNION + 8),
+                        real_ns: long(DOMCTL_UNION + 16),
+                        wall_ns: long(DOMCTL_UNION + 24),
+                    })
+                }
                 XEN_DOMCTL_GET_TDF => Request::Get,
                 XEN_DOMCTL_GETDOMAININFO => Request::Info,
+                XEN_DOMCTL_PAUSEDOMAIN => Request::Pause,
+                XEN_DOMCTL_UNPAUSEDOMAIN => Request::Unpause,
                 other => panic!("domctl {other:#x}"),
             };
             (word(4), DomId(u16::from_ne_bytes(self.take(8))), request)
@@ -444,7 +571,7 @@ mod tests {
             match request {
                 Request::Get => domctl.answer(&get),
                 Request::Info => domctl.answer_info(DomId(id.0 + 1), 0),
-                Request::Set(_) => {}
+                Request::Set(_) | Request::Pause | Request::Unpause => {}
             }
             Ok(0)
         }
@@ -504,7 +631,13 @@ mod tests {
         ] {
             let mut control = control(0x17, Err(errno));
             assert_eq!(control.get_tdf(id), Err(get));
-            assert_eq!(control.set_tdf(id, tdf, true), Err(set));
+            assert_eq!(control.set_tdf(id, tdf, true), Err(set.clone()));
+            let at = Instant { real_ns: 9, wall_ns: None };
+            let instant = match errno {
+                libc::EINVAL => XenError::RefusedAt(id, tdf, 9),
+                _ => set,
+            };
+            assert_eq!(control.set_tdf_at(id, tdf, true, at), Err(instant));
         }
     }
 
@@ -523,7 +656,8 @@ mod tests {
 
     #[test]
     fn a_set_tdf_is_laid_out_as_the_header_says() {
-        let set = SetTdf { num: 5, den: 2, flags: TDF_REVEAL, ..SetTdf::default() };
+        let tdf = Tdf::new(5, 2).unwrap();
+        let set = Set { tdf, flags: TDF_REVEAL, real_ns: 6, wall_ns: 7 };
         let domctl = Domctl::set_tdf(DomId(3), &set);
         assert_eq!(domctl.request(), (0, DomId(3), Request::Set(set)));
         assert_eq!(size_of::<Domctl>(), 144);
