@@ -114,6 +114,8 @@ pub struct Machine {
     pub behaviours: HashMap<String, Behaviour>,
     /// How domains end, one after another, 1 s after they began.
     pub ends: Vec<u8>,
+    /// All domains are gone from this moment on.
+    pub vanish_at: Option<i64>,
     /// What dom0 wrote to xenstore.
     pub store: HashMap<String, String>,
     /// The event log.
@@ -138,11 +140,17 @@ impl Machine {
             ran_undilated: false,
             behaviours: HashMap::new(),
             ends: Vec::new(),
+            vanish_at: None,
             store: HashMap::new(),
             log: Vec::new(),
             files: HashMap::new(),
             consoles: Vec::new(),
         })
+    }
+
+    /// Its real time.
+    pub const fn now_ns(&self) -> i64 {
+        self.real
     }
 
     /// The domain called `name`.
@@ -313,20 +321,36 @@ impl FakeDomain {
     /// A domain that tries paths, or watches its clocks: what it says at the end.
     fn tries(&mut self, real: i64, span: i64, behaviour: Behaviour) {
         let value = i64::from(behaviour == Behaviour::Fast);
-        let (changes, linux) =
-            (self.config.contains("test=changes"), self.config.contains("console=hvc0"));
-        let wanted: &[(&str, &str)] = match (changes, linux) {
-            (true, true) => &crate::probe::CHANGES,
-            (true, false) => &crate::run::GUEST_CHANGES,
-            (false, _) => &crate::run::GUEST_PATHS,
+        let has = |word: &str| self.config.contains(word);
+        let plain = |rows: &[(&'static str, &'static str)]| {
+            rows.iter().map(|(path, probe)| (*path, (*probe).to_owned())).collect()
+        };
+        let wanted: Vec<(&str, String)> = if has("test=watchdog-bite") {
+            self.down = match behaviour {
+                Behaviour::SaysFailure => None,
+                Behaviour::Crashes => Some((real + 9_000_000, 3)),
+                _ => Some((real + 9_000_000, 4)),
+            };
+            plain(&[("P13", "unpetted")])
+        } else if has("test=paths") {
+            let each = ["P1", "P6", "P8", "P9", "P11", "P12", "P16", "P18", "P20"];
+            let on = |vcpu| each.map(|path| (path, format!("any@{vcpu}")));
+            on(0).into_iter().chain([("P13", "any".to_owned())]).chain(on(1)).collect()
+        } else if has("console=hvc0") {
+            plain(&crate::probe::CHANGES)
+        } else {
+            plain(&crate::run::GUEST_CHANGES)
         };
         let missing = usize::from(behaviour == Behaviour::Missing);
         let mut text = String::new();
         for (path, probe) in wanted.iter().skip(missing) {
-            let probe = if probe.is_empty() { "any@1" } else { probe };
             text.push_str(&format!(
                 "tdf-path path={path} probe={probe} lo=0 value={value} hi=0\r\n"
             ));
+        }
+        if self.down.is_some() {
+            self.script.push((real + 5_000_000, text.into_bytes()));
+            return;
         }
         let result = if behaviour == Behaviour::SaysFailure { "FAILURE" } else { "SUCCESS" };
         text.push_str(&format!("Test result: {result}\r\n"));
@@ -430,6 +454,9 @@ impl Hypervisor for Machine {
                 ..GetTdf::default()
             });
             return Ok(0);
+        }
+        if self.vanish_at.is_some_and(|at| real >= at) {
+            return Err(Errno(libc::ESRCH));
         }
         let (fault, sets) = (self.fault, &mut self.sets);
         let domain = self.domains.iter_mut().find(|d| d.id == id).ok_or(Errno(libc::ESRCH))?;

@@ -135,13 +135,17 @@ impl Paths {
     }
 
     /// The rows, and a sentence for each fault, when the guest was to try the `wanted` probes of
-    /// paths; an empty probe stands for any.
-    pub fn finish(mut self, wanted: &[(&str, &str)]) -> (Vec<Path>, Vec<String>) {
-        for (path, probe) in wanted {
-            let is = |row: &Path| row.path == *path && (probe.is_empty() || row.probe == *probe);
+    /// paths, each on a vCPU; an empty probe stands for any.
+    pub fn finish(mut self, wanted: &[(&str, &str, u32)]) -> (Vec<Path>, Vec<String>) {
+        for (path, probe, vcpu) in wanted {
+            let is = |row: &Path| {
+                let this = probe.is_empty() || row.probe == *probe;
+                row.path == *path && row.vcpu == *vcpu && this
+            };
             if !self.rows.iter().any(is) {
-                let what = format!("{path} {probe}");
-                self.faults.push(format!("{}: the guest never tried it", what.trim_end()));
+                let space = if probe.is_empty() { "" } else { " " };
+                let on = if *vcpu == 0 { String::new() } else { format!(" on vCPU {vcpu}") };
+                self.faults.push(format!("{path}{space}{probe}{on}: the guest never tried it"));
             }
         }
         self.faults.extend(self.rows.iter().filter_map(Path::complaint));
@@ -369,16 +373,16 @@ mod tests {
         let judged = |lines: &[&str]| {
             let mut paths = Paths::default();
             lines.iter().for_each(|line| paths.line(line));
-            let (rows, faults) = paths.finish(&[("P8", ""), ("P9", "past")]);
+            let (rows, faults) = paths.finish(&[("P8", "", 1), ("P9", "past", 0)]);
             (rows.len(), faults.join("\n"))
         };
         let good = "tdf-path path=P8 probe=any@1 lo=0 value=1 hi=1";
         let past = "tdf-path path=P9 probe=past lo=0 value=0 hi=0";
         assert_eq!(judged(&[good, past, "else"]), (2, String::new()));
-        assert_eq!(judged(&[past]).1, "P8: the guest never tried it");
+        assert_eq!(judged(&[past]).1, "P8 on vCPU 1: the guest never tried it");
         assert_eq!(judged(&[good, good]).1, "P9 past: the guest never tried it");
-        let late = "tdf-path path=P8 probe=any lo=0 value=2 hi=1";
-        assert_eq!(judged(&[late, past]).1, "P8: any: 2 is not between 0 and 1");
+        let late = "tdf-path path=P8 probe=any@1 lo=0 value=2 hi=1";
+        assert_eq!(judged(&[late, past]).1, "P8: any on vCPU 1: 2 is not between 0 and 1");
         assert!(judged(&[good, past, "tdf-path path=P8"]).1.contains("malformed"));
         let many: Vec<&str> = std::iter::repeat_n(good, 2000).chain([past]).collect();
         assert!(judged(&many).1.contains("too many") && judged(&many).0 == MOST_PATHS);

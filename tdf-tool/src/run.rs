@@ -17,24 +17,23 @@ use crate::probe;
 use crate::report::{self, DomainReport, Report, Row, XenReport};
 use crate::scenario::{Domain, Factor, Kind, Scenario, Test, TscMode};
 use crate::units::Span;
-use crate::xen::{Control, DomId, State, XenError};
+use crate::xen::{Control, DomId, ShutdownReason, State, XenError};
 
 /// The clocks that a probe must have read.
 const GUEST_CLOCKS: [&str; 5] = ["system_time", "wall_clock", "tsc", "timer", "set_timer_op"];
 const LINUX_CLOCKS: [&str; 3] = ["CLOCK_MONOTONIC", "CLOCK_REALTIME", "nanosleep"];
 
-/// The paths that a probe must have tried; an empty probe stands for any.
-pub(crate) const GUEST_PATHS: [(&str, &str); 9] = [
-    ("P1", ""),
-    ("P6", ""),
-    ("P8", ""),
-    ("P9", ""),
-    ("P11", ""),
-    ("P12", ""),
-    ("P13", ""),
-    ("P16", ""),
-    ("P20", ""),
-];
+/// The paths that our kernel must have tried, on each vCPU …
+const GUEST_PATHS: [&str; 8] = ["P1", "P6", "P8", "P9", "P11", "P12", "P16", "P20"];
+/// … of which a TSC that is emulated has more, and one that is not …
+const EMULATED_PATHS: [&str; 2] = ["P2", "P17"];
+const NATIVE_PATHS: [&str; 1] = ["P18"];
+/// … and those that a domain has once.
+const DOMAIN_PATHS: [&str; 1] = ["P13"];
+/// What a watchdog that bites leaves.
+const BITE: (&str, &str) = ("P13", "unpetted");
+
+/// What our kernel says after changes.
 pub(crate) const GUEST_CHANGES: [(&str, &str); 5] = [
     ("CHANGES", "backward_steps"),
     ("CHANGES", "jumps"),
@@ -62,6 +61,8 @@ const TIMEOUT_NS: i64 = 60_000_000_000;
 const TIMEOUT_VIRTUAL_NS: i128 = 250_000_000;
 /// … and that it takes to try all paths, some of which take seconds.
 const PATHS_VIRTUAL_NS: i128 = 30_000_000_000;
+/// … and in which a watchdog that is not petted must have bitten.
+const BITE_VIRTUAL_NS: i128 = 10_000_000_000;
 
 /// What a probe said of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -200,15 +201,11 @@ impl<'a> Watch<'a> {
     }
 
     fn report(mut self) -> (DomainReport, Vec<String>) {
-        let (clocks, paths): (&[&str], &[(&str, &str)]) =
-            match (&self.domain.kind, self.domain.test) {
-                (Kind::Config(_), _) => (&[], &[]),
-                (Kind::Guest, Test::Clocks) => (&GUEST_CLOCKS, &[]),
-                (Kind::Guest, Test::Paths) => (&[], &GUEST_PATHS),
-                (Kind::Guest, Test::Changes) => (&[], &GUEST_CHANGES),
-                (Kind::Linux, Test::Clocks) => (&LINUX_CLOCKS, &[]),
-                (Kind::Linux, _) => (&[], &probe::CHANGES),
-            };
+        let clocks: &[&str] = match (&self.domain.kind, self.domain.test) {
+            (Kind::Guest, Test::Clocks) => &GUEST_CLOCKS,
+            (Kind::Linux, Test::Clocks) => &LINUX_CLOCKS,
+            _ => &[],
+        };
         if let Some(Said::Other(result)) = &self.said {
             self.faults.push(format!("its probe says {result} of itself"));
         }
@@ -224,11 +221,34 @@ impl<'a> Watch<'a> {
             }
         };
         let (clock_rows, clock_faults) = self.clocks.finish(clocks, real_ns);
-        let (rows, path_faults) = self.paths.finish(paths);
+        let (rows, path_faults) = self.paths.finish(&wanted_paths(self.domain));
         path_rows.extend(rows);
         let rows = xen_row.into_iter().chain(clock_rows).collect();
         let faults = [self.faults, time_faults, clock_faults, path_faults].concat();
         domain_report(self.domain, rows, path_rows, faults)
+    }
+}
+
+/// The (path, probe, vCPU)s that the domain's probe must have tried.
+pub(crate) fn wanted_paths(domain: &Domain) -> Vec<(&'static str, &'static str, u32)> {
+    let on_first = |rows: &[(&'static str, &'static str)]| {
+        rows.iter().map(|(path, probe)| (*path, *probe, 0)).collect()
+    };
+    match (&domain.kind, domain.test) {
+        (Kind::Config(_), _) | (_, Test::Clocks) => Vec::new(),
+        (_, Test::WatchdogBite) => on_first(&[BITE]),
+        (Kind::Linux, _) => on_first(&probe::CHANGES),
+        (Kind::Guest, Test::Changes) => on_first(&GUEST_CHANGES),
+        (Kind::Guest, Test::Paths) => {
+            let tsc: &[&str] = match domain.tsc_mode {
+                TscMode::Native => &NATIVE_PATHS,
+                TscMode::AlwaysEmulate => &EMULATED_PATHS,
+                TscMode::Default => &[],
+            };
+            let each = || GUEST_PATHS.iter().chain(tsc).map(|path| (*path, ""));
+            let all = (0..domain.vcpus).flat_map(|vcpu| each().map(move |(p, q)| (p, q, vcpu)));
+            all.chain(DOMAIN_PATHS.map(|path| (path, "", 0))).collect()
+        }
     }
 }
 
@@ -476,6 +496,7 @@ impl<M: Dom0> Run<'_, M> {
         let usual = || {
             let sleeping = match domain.test {
                 Test::Paths => TIMEOUT_VIRTUAL_NS + PATHS_VIRTUAL_NS,
+                Test::WatchdogBite => TIMEOUT_VIRTUAL_NS + BITE_VIRTUAL_NS,
                 Test::Clocks | Test::Changes => TIMEOUT_VIRTUAL_NS,
             };
             let sleeping = i64::try_from(tdf.to_real(sleeping)).unwrap_or(i64::MAX);
@@ -556,13 +577,22 @@ impl<M: Dom0> Run<'_, M> {
             let seconds = timeout.as_secs();
             return watch.give_up(format!("no line `Test result: …` in {seconds} s of real time"));
         }
+        let mut bitten = false;
         let end = match self.control.state(watch.id) {
             Ok(State::Alive) => return,
+            Ok(State::Shutdown(reason)) if watch.domain.test == Test::WatchdogBite => {
+                bitten = reason == ShutdownReason::WATCHDOG;
+                format!("it {reason}")
+            }
             Ok(State::Shutdown(reason)) => format!("it {reason}"),
             Ok(State::Gone) => "it is gone".to_owned(),
             Err(e) => return watch.give_up(e.to_string()),
         };
         if now >= *watch.down_since.get_or_insert(now) + LAST_WORDS {
+            if bitten {
+                watch.said = Some(Said::Success);
+                return;
+            }
             watch.give_up(format!("{end} without a line `Test result: …`"));
         }
     }
@@ -769,6 +799,7 @@ mod tests {
         kind = "guest"
         tdf = "10"
         vcpus = 2
+        tsc_mode = "native"
         test = "paths"
         [[check]]
         clocks = ["a"]
@@ -780,14 +811,28 @@ mod tests {
         let (report, control) = tried(PATHS, |_| {});
         assert!(report.pass, "{}", report.text());
         let a = &report.domains[0];
-        assert_eq!((a.vcpus, a.clocks.len(), a.paths.len()), (2, 1, GUEST_PATHS.len()));
-        assert!(a.paths.iter().all(|row| row.vcpu == 1 && row.pass));
+        let each = GUEST_PATHS.len() + NATIVE_PATHS.len();
+        assert_eq!((a.vcpus, a.clocks.len(), a.paths.len()), (2, 1, 2 * each + 1));
+        assert!(a.paths.iter().all(|row| row.pass));
         let config = &control.machine.files["/run/paths/a.cfg"];
         assert!(config.contains("vcpus = 2") && config.contains("test=paths span_ns=100000000 "));
         let (report, _) = tried(PATHS, behave("a", Behaviour::Fast));
-        assert!(report.failures[0].contains("a: P1: any on vCPU 1: 1 is not between 0 and 0"));
+        assert!(report.failures[0].contains("a: P1: any: 1 is not between 0 and 0"));
         let (report, _) = tried(PATHS, behave("a", Behaviour::Missing));
         assert_eq!(report.failures, ["a: P1: the guest never tried it"]);
+    }
+
+    #[test]
+    fn a_watchdog_that_nobody_pets_must_bite() {
+        let bite = PATHS.replace("test = \"paths\"", "test = \"watchdog-bite\"");
+        let tried = |behaviour| {
+            let (report, _) = tried(&bite, behave("a", behaviour));
+            report.failures.join("\n")
+        };
+        assert_eq!(tried(Behaviour::Good), "");
+        assert_eq!(tried(Behaviour::Missing), "a: P13 unpetted: the guest never tried it");
+        assert!(tried(Behaviour::Crashes).contains("it crashed without a line"));
+        assert_eq!(tried(Behaviour::SaysFailure), "a: its probe says FAILURE of itself");
     }
 
     const CHANGES: &str = r#"

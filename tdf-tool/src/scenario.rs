@@ -53,7 +53,7 @@ pub struct Domain {
 
 /// What the probe in a domain does.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Test {
     /// Reads its clocks now and then.
     #[default]
@@ -62,6 +62,8 @@ pub enum Test {
     Paths,
     /// Watches its clocks without a pause while its factor changes.
     Changes,
+    /// Sets a watchdog and lets it bite.
+    WatchdogBite,
 }
 
 impl fmt::Display for Test {
@@ -70,6 +72,7 @@ impl fmt::Display for Test {
             Self::Clocks => "clocks",
             Self::Paths => "paths",
             Self::Changes => "changes",
+            Self::WatchdogBite => "watchdog-bite",
         })
     }
 }
@@ -511,10 +514,11 @@ fn domain_of(
     match raw.test {
         Test::Changes if changes.is_none() => mistakes
             .push(format!("domain {name:?}: test = \"changes\", but no [[change]] names it")),
-        Test::Clocks | Test::Paths if changes.is_some() && !own => mistakes
+        Test::Clocks | Test::Paths | Test::WatchdogBite if changes.is_some() && !own => mistakes
             .push(format!("domain {name:?}: a [[change]] names it: write test = \"changes\"")),
-        Test::Paths if kind == Kind::Linux => mistakes.push(format!(
-            "domain {name:?}: test = \"paths\" is for our kernel: Linux cannot try them"
+        Test::Paths | Test::WatchdogBite if kind == Kind::Linux => mistakes.push(format!(
+            "domain {name:?}: test = \"{}\" is for our kernel: Linux cannot try it",
+            raw.test
         )),
         _ => {}
     }

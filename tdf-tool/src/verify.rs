@@ -240,7 +240,10 @@ pub fn verify<M: Dom0>(
             for watch in &mut watches {
                 match control.get_tdf(watch.listed.id) {
                     Ok(dilation) => watch.sample(&dilation),
-                    Err(e) if watch.faults.is_empty() => watch.faults.push(e.to_string()),
+                    Err(e) if watch.faults.is_empty() => watch.faults.push(match e {
+                        XenError::NoDomain(_) => "it ended before the span was over".to_owned(),
+                        e => e.to_string(),
+                    }),
                     Err(_) => {}
                 }
             }
@@ -469,6 +472,15 @@ mod tests {
         watch.bytes(b"Test result: FAILURE\n");
         assert!(watch.pending.is_empty() && watch.answered);
         assert_eq!(watch.faults, ["its probe says FAILURE of itself"]);
+    }
+
+    #[test]
+    fn a_domain_that_ends_meanwhile_was_not_verified() {
+        let (mut control, listed) = two();
+        control.machine.vanish_at = Some(control.machine.now_ns() + 1_500_000_000);
+        let report = verify(&mut control, &listed, &OPTIONS(false)).unwrap();
+        assert_eq!(report.failures[0], "serves: it ended before the span was over");
+        assert!(report.domains[0].clocks[0].pass, "what was seen was right");
     }
 
     #[test]

@@ -285,6 +285,11 @@ pub enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ShutdownReason(pub u8);
 
+impl ShutdownReason {
+    /// Nobody petted a watchdog of the domain (`SHUTDOWN_watchdog`).
+    pub const WATCHDOG: Self = Self(4);
+}
+
 impl fmt::Display for ShutdownReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
