@@ -43,7 +43,7 @@ pub fn run(seconds: u64) -> Result<()> {
             &crate::exec::Cmd::new(program)
                 .arg(format!("-max_total_time={seconds}"))
                 .arg(format!("-artifact_prefix={}/", dir.display()))
-                .args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1"])
+                .args(["-timeout=10", "-max_len=600", "-rss_limit_mb=2048", "-print_final_stats=1"])
                 .arg(&corpus),
         )?;
         let log = fs::read_to_string(step.log())?;
