@@ -6,7 +6,7 @@ pub const TDF_ABI_VERSION: u32 = 1;
 
 /// `XEN_DOMCTL_set_tdf`: give a domain a new time dilation factor.
 ///
-/// Errors: `EINVAL` factor or flags out of range, `EPERM` the caller or the target may not,
+/// Errors: `EINVAL` factor, flags or times out of range, `EPERM` the caller or the target may not,
 /// `EOPNOTSUPP` this kind of domain cannot be dilated, `EBUSY` it may already read its clock without
 /// Xen (`clocksource=tsc` only), `ESRCH` no such domain, `ENOSYS` no patch.
 pub const XEN_DOMCTL_SET_TDF: u32 = 0x7df0;
@@ -23,6 +23,16 @@ pub const VCPUOP_TDF_SAMPLE: u32 = 0x7df0;
 /// Flag of [`SetTdf`] and [`GetTdf`]: the domain may use [`VCPUOP_TDF_SAMPLE`].
 pub const TDF_REVEAL: u32 = 1 << 0;
 
+/// Flag of [`SetTdf`] only: the factor changes as if it had been set at [`SetTdf::real_ns`].
+///
+/// For several domains at one instant. `EINVAL` unless the toolstack has paused the domain, and the
+/// instant is neither in the future nor before the current segment's start, the creation of a vCPU,
+/// or the last time that one of them ran.
+pub const TDF_AT_REAL: u32 = 1 << 1;
+
+/// Flag of [`SetTdf`] only: the wall clock becomes [`SetTdf::wall_ns`] in the instant of the change.
+pub const TDF_WALL_ANCHOR: u32 = 1 << 2;
+
 /// Flag of [`GetTdf`] only: the domain has been dilated at some time, so V(R) may differ from R.
 pub const TDF_ACTIVE: u32 = 1 << 31;
 
@@ -37,10 +47,14 @@ pub struct SetTdf {
     pub num: u32,
     /// … in so many virtual nanoseconds. Neither may be 0; `1/TDF_MAX <= num/den <= TDF_MAX`.
     pub den: u32,
-    /// [`TDF_REVEAL`] or 0. Replaces the flags that the domain had.
+    /// [`TDF_REVEAL`], [`TDF_AT_REAL`], [`TDF_WALL_ANCHOR`]. Replaces the flags that the domain had.
     pub flags: u32,
     /// 0.
-    pub reserved: [u32; 5],
+    pub pad: u32,
+    /// Xen's system time, ns, with [`TDF_AT_REAL`]; else 0.
+    pub real_ns: u64,
+    /// ns since 1970, with [`TDF_WALL_ANCHOR`]; else 0.
+    pub wall_ns: u64,
 }
 
 /// Result of [`XEN_DOMCTL_GET_TDF`]: V(R) = virt0 + (R − real0)·den/num.

@@ -31,6 +31,8 @@ fn assertions() -> String {
         ("XEN_TDF_MAX", TDF_MAX),
         ("XEN_TDF_REVEAL", TDF_REVEAL),
         ("XEN_TDF_ACTIVE", TDF_ACTIVE),
+        ("XEN_TDF_AT_REAL", TDF_AT_REAL),
+        ("XEN_TDF_WALL_ANCHOR", TDF_WALL_ANCHOR),
         ("XEN_DOMCTL_set_tdf", XEN_DOMCTL_SET_TDF),
         ("XEN_DOMCTL_get_tdf", XEN_DOMCTL_GET_TDF),
         ("VCPUOP_tdf_sample", VCPUOP_TDF_SAMPLE),
@@ -38,7 +40,8 @@ fn assertions() -> String {
         writeln!(out, r#"_Static_assert({name} == {value}u, "{name}");"#).unwrap();
     }
     same_layout!(out, SetTdf = "xen_domctl_set_tdf" {
-        num = "num", den = "den", flags = "flags", reserved = "reserved",
+        num = "num", den = "den", flags = "flags", pad = "pad",
+        real_ns = "real_ns", wall_ns = "wall_ns",
     });
     same_layout!(out, GetTdf = "xen_domctl_get_tdf" {
         version = "version", flags = "flags", num = "num", den = "den",
