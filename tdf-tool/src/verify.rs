@@ -137,9 +137,11 @@ impl<'a> Watch<'a> {
 
     fn take(&mut self, line: &str) {
         if let Some(result) = line.strip_prefix("Test result: ") {
-            // Half of what a probe has to say would be judged as if it were all.
-            for line in std::mem::take(&mut self.pending) {
-                self.clocks.line(&line);
+            // Half of what a probe has to say would be judged as if it were all; and what was read at
+            // another factor, and was still on its way, is no evidence of this one.
+            let pending = std::mem::take(&mut self.pending);
+            if self.counts(&pending) {
+                pending.iter().for_each(|line| self.clocks.line(line));
                 self.answered = true;
             }
             match (self.answered, result) {
@@ -150,12 +152,18 @@ impl<'a> Watch<'a> {
                 (false, _) => self.refused = Some(printable(result)),
             }
         }
-        // What was read at another factor, and was still on its way, is no evidence of this one.
-        let since = if self.first.active { self.first.real0_ns } else { i64::MIN };
-        let counts = |reading: Reading<'_>| reading.real_before_ns >= since;
-        if self.pending.len() < MOST_READINGS && Reading::parse(line).is_some_and(counts) {
+        if self.pending.len() < MOST_READINGS && Reading::parse(line).is_some() {
             self.pending.push(line.to_owned());
         }
+    }
+
+    /// Whether all of a probe's readings were made since the domain has its factor.
+    fn counts(&self, lines: &[String]) -> bool {
+        let since = if self.first.active { self.first.real0_ns } else { i64::MIN };
+        let readings = lines.iter().filter_map(|line| Reading::parse(line));
+        // Of the TSC a probe may tell spans instead of moments.
+        let mut moments = readings.filter(|reading| reading.clock != "tsc").peekable();
+        moments.peek().is_some() && moments.all(|reading| reading.real_before_ns >= since)
     }
 
     fn finish(self, ask: bool, notes: &mut Vec<String>) -> (Verified, Vec<String>) {
@@ -457,10 +465,13 @@ mod tests {
         };
         let mut watch = Watch::new(&listed[0], first);
         let line = |real| {
-            format!(
-                "tdf-reading clock=tsc real_before_ns={real} real_after_ns={real} value_ns={real} \
-                 slack_real_ns=0\r\n"
-            )
+            let reading = |clock, real| {
+                format!(
+                    "tdf-reading clock={clock} real_before_ns={real} real_after_ns={real} \
+                     value_ns={real} slack_real_ns=0\r\n"
+                )
+            };
+            reading("system_time", real) + &reading("tsc", 0)
         };
         watch.bytes(line(999).as_bytes());
         watch.bytes(b"Test result: SUCCESS\n");
@@ -468,7 +479,7 @@ mod tests {
         watch.bytes(b"Test result: ERROR\n");
         assert!(!watch.answered && watch.refused.as_deref() == Some("ERROR"));
         watch.bytes(line(1_000).as_bytes());
-        assert!(watch.pending.len() == 1 && !watch.answered, "there may be more");
+        assert!(watch.pending.len() == 2 && !watch.answered, "there may be more");
         watch.bytes(b"Test result: FAILURE\n");
         assert!(watch.pending.is_empty() && watch.answered);
         assert_eq!(watch.faults, ["its probe says FAILURE of itself"]);
