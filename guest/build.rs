@@ -22,6 +22,8 @@ fn main() {
         "-static",
         "-no-pie",
         "-Wl,--build-id=none",
+        // Line tables are four fifths of the image.
+        "-Wl,--compress-debug-sections=zlib",
         "-Wl,-z,max-page-size=4096",
         "-Wl,-z,norelro",
         "-Wl,--no-eh-frame-hdr",

@@ -11,22 +11,19 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use tdf_abi::{Tdf, TdfError, TdfSample};
+use tdf_abi::{Tdf, TdfSample};
 use tdf_xen::hypercall::{Hypercall, Xen, XenError};
 use tdf_xen::reading::{Judge, Reading};
 
 use crate::cmdline::ClocksOptions;
-use crate::machine::{Cpu, Machine, VCPU, Via};
+use crate::machine::{Cpu, Machine, Via};
+use crate::probe::{
+    Outcome, ROUNDING_NS, Random, TIMER_SLACK_REAL_NS, TestError, grid_ns, reveal, say,
+};
 use crate::tsc::{TscClock, TscPoint, TscSpan};
 
 /// Names of the clocks, in the order of their summary.
 const CLOCKS: [&str; 5] = ["system_time", "wall_clock", "tsc", "timer", "set_timer_op"];
-
-/// Real ns by which a timer may be late without being wrong.
-///
-/// Xen arms its hardware at least `timer_slop` (50 µs) ahead, and a scheduler does not preempt a
-/// vCPU that has run for less than its rate limit (`sched_ratelimit_us`, 1 ms).
-const TIMER_SLACK_REAL_NS: i64 = 50_000 + 1_000_000;
 
 /// Longest real time between two readings of the TSC, ns: a tenth of what a published line lasts,
 /// so that at least four fifths of the time are measured.
@@ -35,84 +32,20 @@ const TSC_SLICE_REAL_NS: i128 = 100_000_000;
 /// Difference between system time as read and as told by Xen that no latency explains, ns.
 const LOST_NS: u64 = 10_000_000_000;
 
-/// ns by which two clocks that each round down may disagree.
-const ROUNDING_NS: i64 = 2;
-
-/// How a test ended, in the words of the Xen test framework.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Everything holds.
-    Success,
-    /// Something that must hold does not.
-    Failure,
-    /// The test could not be carried out.
-    Error,
-    /// This machine cannot be tested.
-    Skip,
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Success => "SUCCESS",
-            Self::Failure => "FAILURE",
-            Self::Error => "ERROR",
-            Self::Skip => "SKIP",
-        })
-    }
-}
-
-/// Why the test could not be carried out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ClocksError {
-    Xen(XenError),
-    Factor(TdfError),
-    Tsc,
-}
-
-impl From<XenError> for ClocksError {
-    fn from(error: XenError) -> Self {
-        Self::Xen(error)
-    }
-}
-
-impl fmt::Display for ClocksError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Xen(error) => error.fmt(f),
-            Self::Factor(error) => write!(f, "Xen reports an impossible TDF: {error}"),
-            Self::Tsc => f.write_str("the published slope of the TSC is absurd"),
-        }
-    }
-}
-
-/// SplitMix64: the gaps are a function of the seed, the same on every machine.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Weight of a gap: the longest is three times the shortest.
-    fn weight(&mut self) -> u64 {
-        (1 << 16) + self.next() % (2 << 16)
-    }
+/// Weight of a gap: the longest is three times the shortest.
+fn weight(random: &mut Random) -> u64 {
+    (1 << 16) + random.next(2 << 16)
 }
 
 /// When to read, in ns after the first reading: `samples` rising times, the last of them `span_ns`.
 fn points(options: ClocksOptions) -> impl Iterator<Item = i64> {
     let ClocksOptions { span_ns, samples, seed } = options;
     let mut random = Random(seed);
-    let total: u64 = (0..samples).map(|_| random.weight()).sum();
+    let total: u64 = (0..samples).map(|_| weight(&mut random)).sum();
     let mut random = Random(seed);
     let mut passed = 0u64;
     (0..samples).map(move |_| {
-        passed += random.weight();
+        passed += weight(&mut random);
         (u128::from(span_ns) * u128::from(passed) / u128::from(total)) as i64
     })
 }
@@ -151,7 +84,7 @@ impl<'m, X: Hypercall + Cpu> Run<'m, X> {
     /// Real and virtual time by Xen, or always 0 if they are not to be known.
     fn sample(&self) -> Result<TdfSample, XenError> {
         match self.tdf {
-            Some(_) => self.machine.xen.tdf_sample(VCPU),
+            Some(_) => self.machine.xen.tdf_sample(self.machine.vcpu),
             None => Ok(TdfSample::default()),
         }
     }
@@ -174,17 +107,17 @@ impl<'m, X: Hypercall + Cpu> Run<'m, X> {
     }
 
     /// Reads the TSC only, so that no line goes by unseen.
-    fn follow_tsc(&mut self) -> Result<(), ClocksError> {
+    fn follow_tsc(&mut self) -> Result<(), TestError> {
         let before_ns = self.real_ns()?;
         let (info, tsc) = self.machine.tsc();
         let after_ns = self.real_ns()?;
         let point = TscPoint { info, tsc, before_ns, after_ns };
-        self.span = self.tsc.add(point).ok_or(ClocksError::Tsc)?;
+        self.span = self.tsc.add(point).ok_or(TestError::Tsc)?;
         Ok(())
     }
 
     /// Reads every clock; the value of the first, system time.
-    fn read(&mut self) -> Result<i64, ClocksError> {
+    fn read(&mut self) -> Result<i64, TestError> {
         let machine = self.machine;
         let before = self.sample()?;
         let system = machine.system_time_ns();
@@ -196,8 +129,7 @@ impl<'m, X: Hypercall + Cpu> Run<'m, X> {
         let (real0, real1) = (before.real_ns, after.real_ns);
 
         if let Some(tdf) = self.tdf {
-            // The published line lies on whole ns of real time and is rounded a few times.
-            let grid = 2 * ROUNDING_NS + tdf.to_virtual(2) as i64;
+            let grid = grid_ns(tdf);
             let known = before.virt_ns - grid..=after.virt_ns + grid;
             self.expect(known.contains(&system), "system time is not what Xen says it is");
         }
@@ -213,7 +145,7 @@ impl<'m, X: Hypercall + Cpu> Run<'m, X> {
         self.push("system_time", real0, real1, system, 0);
         self.push("wall_clock", real1, real2, wall, 0);
         let point = TscPoint { info, tsc, before_ns: real2, after_ns: real3 };
-        self.span = self.tsc.add(point).ok_or(ClocksError::Tsc)?;
+        self.span = self.tsc.add(point).ok_or(TestError::Tsc)?;
         let span = self.span;
         self.push("tsc", span.least_real_ns, span.most_real_ns, span.value_ns(), 0);
         if last.0 == i64::MIN {
@@ -226,7 +158,7 @@ impl<'m, X: Hypercall + Cpu> Run<'m, X> {
     }
 
     /// Sleeps until `deadline`; real time just after.
-    fn sleep(&mut self, deadline: i64, via: Via) -> Result<i64, ClocksError> {
+    fn sleep(&mut self, deadline: i64, via: Via) -> Result<i64, TestError> {
         self.machine.sleep_until(deadline, via)?;
         let real = self.real_ns()?;
         let now = self.machine.system_time_ns();
@@ -235,7 +167,7 @@ impl<'m, X: Hypercall + Cpu> Run<'m, X> {
     }
 
     /// Sleeps until `target`, in slices, the last two of which are readings of the timers.
-    fn travel(&mut self, target: i64) -> Result<(), ClocksError> {
+    fn travel(&mut self, target: i64) -> Result<(), TestError> {
         let slice = self.tdf.map_or(TSC_SLICE_REAL_NS, |tdf| tdf.to_virtual(TSC_SLICE_REAL_NS));
         let slice = i64::try_from(slice).unwrap_or(i64::MAX).max(1);
         loop {
@@ -261,7 +193,7 @@ impl<'m, X: Hypercall + Cpu> Run<'m, X> {
         Ok(())
     }
 
-    fn all(&mut self, options: ClocksOptions) -> Result<(), ClocksError> {
+    fn all(&mut self, options: ClocksOptions) -> Result<(), TestError> {
         let start = self.read()?;
         for after in points(options) {
             self.travel(start.saturating_add(after))?;
@@ -277,7 +209,7 @@ impl<'m, X: Hypercall + Cpu> Run<'m, X> {
 fn warm_up<X: Hypercall + Cpu>(
     machine: &Machine<'_, X>,
     tdf: Option<Tdf>,
-) -> Result<bool, ClocksError> {
+) -> Result<bool, TestError> {
     let mut run = Run::new(machine, tdf, 1);
     let start = run.read()?;
     let lead = match tdf {
@@ -288,28 +220,6 @@ fn warm_up<X: Hypercall + Cpu>(
     run.travel(start.saturating_add(lead))?;
     run.read()?;
     Ok(true)
-}
-
-/// What Xen lets this domain know of real time.
-fn reveal<X: Hypercall + Cpu>(
-    machine: &Machine<'_, X>,
-    out: &mut dyn fmt::Write,
-) -> Result<Option<Tdf>, ClocksError> {
-    let why = match machine.xen.tdf_sample(VCPU) {
-        Ok(sample) => {
-            return Tdf::new(sample.num, sample.den).map(Some).map_err(ClocksError::Factor);
-        }
-        Err(XenError::NotImplemented) => "this hypervisor has no time dilation",
-        Err(XenError::NotPermitted) => "this domain may not know real time",
-        Err(error) => return Err(error.into()),
-    };
-    say(out, format_args!("{why}: its clocks are only held against each other"));
-    Ok(None)
-}
-
-/// The console takes every line or none: there is nobody to tell.
-fn say(out: &mut dyn fmt::Write, line: fmt::Arguments<'_>) {
-    let _ = writeln!(out, "{line}");
 }
 
 /// Prints and judges what was read.
@@ -352,8 +262,14 @@ fn attempt<X: Hypercall + Cpu>(
     machine: &Machine<'_, X>,
     options: ClocksOptions,
     out: &mut dyn fmt::Write,
-) -> Result<Outcome, ClocksError> {
-    let tdf = reveal(machine, out)?;
+) -> Result<Outcome, TestError> {
+    let tdf = match reveal(machine)? {
+        Ok(tdf) => Some(tdf),
+        Err(why) => {
+            say(out, format_args!("{why}: its clocks are only held against each other"));
+            None
+        }
+    };
     if !warm_up(machine, tdf)? {
         say(out, format_args!("system time is nowhere near what Xen says it is"));
         return Ok(Outcome::Failure);
@@ -398,23 +314,15 @@ pub fn run<X: Hypercall + Cpu>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake::first_machine;
     use proptest::prelude::*;
     use tdf_xen::fake::{Config, FakeXen, Fault};
-
-    impl Cpu for FakeXen {
-        fn rdtsc(&self) -> u64 {
-            FakeXen::rdtsc(self)
-        }
-
-        fn tsc_is_emulated(&self) -> bool {
-            self.emulated_tsc()
-        }
-    }
 
     /// The test's result on such a Xen, and all that it printed.
     fn test(config: Config, options: ClocksOptions) -> (Outcome, String) {
         let xen = FakeXen::new(config);
-        let machine = Machine::new(&xen, xen.time(), xen.wall(), xen.events()).unwrap();
+        let machine = first_machine(&xen);
+        machine.xen.stop_periodic_timer(machine.vcpu).unwrap();
         let mut out = String::new();
         let outcome = run(&machine, options, &mut out);
         assert!(out.ends_with(&format!("Test result: {outcome}\n")), "{out}");

@@ -24,6 +24,15 @@ impl Default for ClocksOptions {
     }
 }
 
+/// The `changes` self-test's parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChangesOptions {
+    /// `span_ns`: virtual time for which it runs, ns.
+    pub span_ns: u64,
+    /// `seed`: of what its timers are set to.
+    pub seed: u64,
+}
+
 /// What the kernel does before it powers off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
@@ -31,6 +40,12 @@ pub enum Task {
     Demo,
     /// `test=clocks`.
     Clocks(ClocksOptions),
+    /// `test=paths`.
+    Paths,
+    /// `test=changes`.
+    Changes(ChangesOptions),
+    /// `test=watchdog-bite`.
+    WatchdogBite,
 }
 
 /// Most readings of a clock: they are kept in memory until the end.
@@ -66,7 +81,12 @@ pub enum CmdlineError<'a> {
 impl fmt::Display for CmdlineError<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnknownTest(name) => write!(f, "test={name}: the only test is `clocks`"),
+            Self::UnknownTest(name) => {
+                write!(
+                    f,
+                    "test={name}: the tests are `clocks`, `paths`, `changes` and `watchdog-bite`"
+                )
+            }
             Self::NotANumber { key, value } => {
                 write!(f, "{key}={value}: expected a decimal number below 2^64")
             }
@@ -112,6 +132,12 @@ pub fn parse(line: &str) -> Result<Task, CmdlineError<'_>> {
     match test {
         None => Ok(Task::Demo),
         Some("clocks") => Ok(Task::Clocks(options)),
+        Some("paths") => Ok(Task::Paths),
+        Some("changes") => {
+            let ClocksOptions { span_ns, seed, .. } = options;
+            Ok(Task::Changes(ChangesOptions { span_ns, seed }))
+        }
+        Some("watchdog-bite") => Ok(Task::WatchdogBite),
         Some(name) => Err(CmdlineError::UnknownTest(name)),
     }
 }
@@ -127,6 +153,10 @@ mod tests {
         let line = "test=clocks span_ns=5000000 samples=7 seed=18446744073709551615";
         assert_eq!(parse(line), Ok(Task::Clocks(options)));
         assert_eq!(parse("test=clocks"), Ok(Task::Clocks(ClocksOptions::default())));
+        assert_eq!(parse("test=paths seed=1"), Ok(Task::Paths));
+        let changes = ChangesOptions { span_ns: 5_000_000, seed: 3 };
+        assert_eq!(parse("test=changes span_ns=5000000 seed=3"), Ok(Task::Changes(changes)));
+        assert_eq!(parse("test=watchdog-bite"), Ok(Task::WatchdogBite));
         assert_eq!(parse(""), Ok(Task::Demo));
     }
 
@@ -140,7 +170,10 @@ mod tests {
     #[test]
     fn what_cannot_be_is_refused_and_named() {
         for (line, sentence) in [
-            ("test=clock", "test=clock: the only test is `clocks`"),
+            (
+                "test=clock",
+                "test=clock: the tests are `clocks`, `paths`, `changes` and `watchdog-bite`",
+            ),
             ("seed=-1", "seed=-1: expected a decimal number below 2^64"),
             ("samples=4294967296", "samples=4294967296: expected a decimal number below 2^64"),
             ("samples=0", "samples=0: expected 1 to 1000"),

@@ -84,8 +84,9 @@ impl RingConsole {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake::first_machine;
     use std::cell::{Cell, RefCell};
-    use tdf_xen::abi::{EVTCHNOP_SEND, NR_EVENT_CHANNEL_OP, NR_SCHED_OP, PAGE_SIZE, xencons};
+    use tdf_xen::abi::{EVTCHNOP_SEND, NR_EVENT_CHANNEL_OP, NR_SCHED_OP, PAGE_SIZE, Vcpu, xencons};
     use tdf_xen::fake::{Config, FakeXen};
     use tdf_xen::ring::Consumer;
 
@@ -122,6 +123,14 @@ mod tests {
             self.xen.rdtsc()
         }
 
+        fn rdmsr_tsc(&self) -> u64 {
+            self.xen.rdmsr_tsc()
+        }
+
+        fn cpuid_time(&self, subleaf: u32) -> [u32; 4] {
+            self.xen.cpuid_time(subleaf)
+        }
+
         fn tsc_is_emulated(&self) -> bool {
             false
         }
@@ -139,8 +148,9 @@ mod tests {
             eaten: RefCell::default(),
             notified: Cell::default(),
         };
-        let (time, wall, events) = (xen.xen.time(), xen.xen.wall(), xen.xen.events());
-        let machine = Machine::new(&xen, time, wall, events).unwrap();
+        let (time, wall, events) = (xen.xen.time(Vcpu(0)), xen.xen.wall(), xen.xen.events());
+        let machine = Machine::new(&xen, Vcpu(0), time, wall, events).unwrap();
+        xen.stop_periodic_timer(Vcpu(0)).unwrap();
         let start = machine.system_time_ns();
         let mut console = RingConsole::new(ring, Port(2));
         let result = console.write(&machine, text).and_then(|()| console.flush(&machine));
@@ -174,7 +184,7 @@ mod tests {
         // SAFETY: the page outlives the ring.
         let ring = unsafe { Ring::console_out(page.0.as_mut_ptr()) };
         let xen = FakeXen::new(Config::default());
-        let machine = Machine::new(&xen, xen.time(), xen.wall(), xen.events()).unwrap();
+        let machine = first_machine(&xen);
         let mut console = RingConsole::new(ring, Port(2));
         page.0[xencons::OUT_CONS] = 7;
         let start = machine.system_time_ns();

@@ -1,20 +1,31 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The virtual machine as the kernel sees it: its clocks, its timer, and sleep.
+//! The virtual machine as one of its vCPUs sees it: its clocks, its timer, and sleep.
 
 use tdf_xen::abi::{Port, VIRQ_TIMER, Vcpu};
 use tdf_xen::clock::{TimeArea, TimeInfo, WallArea};
 use tdf_xen::evtchn::Events;
 use tdf_xen::hypercall::{Hypercall, Xen, XenError};
 
-/// The only vCPU.
-pub const VCPU: Vcpu = Vcpu(0);
-
 /// What of the CPU is no hypercall.
 pub trait Cpu {
     /// The time stamp counter.
     fn rdtsc(&self) -> u64;
+    /// The same by `rdmsr`, which Xen carries out in the kernel's stead.
+    fn rdmsr_tsc(&self) -> u64;
+    /// eax, ebx, ecx and edx of leaf 3 above Xen's first CPUID leaf, which tells of the TSC; zeros if
+    /// there is none.
+    fn cpuid_time(&self, subleaf: u32) -> [u32; 4];
     /// Whether Xen emulates the counter, so that it counts the domain's time instead of the host's.
     fn tsc_is_emulated(&self) -> bool;
+}
+
+/// The domain's vCPUs.
+pub trait Crew<X> {
+    /// Runs `job` on every vCPU, each with its machine: all `together`, or one after another.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn run(&self, together: bool, job: &(dyn Fn(&Machine<'_, X>) + Sync)) -> Result<(), XenError>;
 }
 
 /// Which call arms the timer.
@@ -26,11 +37,13 @@ pub enum Via {
     SetTimerOp,
 }
 
-/// A running domain with one vCPU and a bound timer.
+/// A vCPU of a running domain, with a bound timer.
 #[derive(Debug)]
 pub struct Machine<'a, X> {
     /// Xen, and the CPU.
     pub xen: &'a X,
+    /// Which vCPU it is; the rest may be used on that one only.
+    pub vcpu: Vcpu,
     time: TimeArea,
     wall: WallArea,
     events: Events,
@@ -38,20 +51,20 @@ pub struct Machine<'a, X> {
 }
 
 impl<'a, X: Hypercall + Cpu> Machine<'a, X> {
-    /// Masks all events, ends the periodic tick, and binds the timer.
+    /// Masks all events, and binds the timer. The periodic tick goes on.
     ///
     /// # Errors
     /// What Xen answers.
     pub fn new(
         xen: &'a X,
+        vcpu: Vcpu,
         time: TimeArea,
         wall: WallArea,
         events: Events,
     ) -> Result<Self, XenError> {
         events.mask_all();
-        xen.stop_periodic_timer(VCPU)?;
-        let timer = xen.bind_virq(VIRQ_TIMER, VCPU)?;
-        Ok(Self { xen, time, wall, events, timer })
+        let timer = xen.bind_virq(VIRQ_TIMER, vcpu)?;
+        Ok(Self { xen, vcpu, time, wall, events, timer })
     }
 
     /// The published line and the TSC, read together.
@@ -65,9 +78,14 @@ impl<'a, X: Hypercall + Cpu> Machine<'a, X> {
         info.system_time_at(tsc)
     }
 
+    /// What has to be added to system time to get the time of day.
+    pub fn wall_base_ns(&self) -> i64 {
+        self.wall.base_ns()
+    }
+
     /// Time of day: virtual ns since 1970.
     pub fn wall_clock_ns(&self) -> i64 {
-        self.wall.base_ns().saturating_add(self.system_time_ns())
+        self.wall_base_ns().saturating_add(self.system_time_ns())
     }
 
     /// Sleeps until the timer, armed through `via`, says that system time reached `deadline_ns`.
@@ -77,7 +95,6 @@ impl<'a, X: Hypercall + Cpu> Machine<'a, X> {
     /// # Errors
     /// What Xen answers.
     pub fn sleep_until(&self, deadline_ns: i64, via: Via) -> Result<(), XenError> {
-        self.fired();
         self.arm(deadline_ns, via)?;
         while !self.fired() {
             self.xen.poll(&[self.timer])?;
@@ -92,23 +109,45 @@ impl<'a, X: Hypercall + Cpu> Machine<'a, X> {
     pub fn wait_for(&self, port: Port, deadline_ns: i64) -> Result<(), XenError> {
         self.arm(deadline_ns, Via::Singleshot)?;
         self.xen.poll(&[port, self.timer])?;
-        self.xen.stop_singleshot_timer(VCPU)?;
-        self.events.take_all(|_| {});
+        self.xen.stop_singleshot_timer(self.vcpu)?;
+        self.fired();
+        self.events.take(port);
         Ok(())
     }
 
-    fn arm(&self, deadline_ns: i64, via: Via) -> Result<(), XenError> {
+    /// Sleeps until an event arrives on `port`, or it seems so.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    pub fn listen(&self, port: Port) -> Result<(), XenError> {
+        self.xen.poll(&[port])?;
+        self.events.take(port);
+        Ok(())
+    }
+
+    /// Sleeps until the timer is pending, but not beyond system time `deadline_ns`.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    pub fn poll_timer(&self, deadline_ns: i64) -> Result<(), XenError> {
+        self.xen.poll_until(&[self.timer], deadline_ns.max(1).cast_unsigned())
+    }
+
+    /// Arms the timer, and forgets that it may have fired before.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    pub fn arm(&self, deadline_ns: i64, via: Via) -> Result<(), XenError> {
+        self.fired();
         let deadline = deadline_ns.max(1).cast_unsigned();
         match via {
-            Via::Singleshot => self.xen.set_singleshot_timer(VCPU, deadline),
+            Via::Singleshot => self.xen.set_singleshot_timer(self.vcpu, deadline),
             Via::SetTimerOp => self.xen.set_timer_op(deadline),
         }
     }
 
-    /// Whether the timer is pending; clears everything that is.
-    fn fired(&self) -> bool {
-        let mut fired = false;
-        self.events.take_all(|port| fired |= port == self.timer);
-        fired
+    /// Whether the timer is pending, which is cleared by asking.
+    pub fn fired(&self) -> bool {
+        self.events.take(self.timer)
     }
 }

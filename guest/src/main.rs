@@ -3,6 +3,9 @@
 #![cfg_attr(image, no_std, no_main)]
 
 #[cfg(image)]
+extern crate alloc;
+
+#[cfg(image)]
 mod image;
 
 #[cfg(not(image))]

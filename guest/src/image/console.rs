@@ -41,7 +41,7 @@ struct Console {
     length: usize,
 }
 
-// SAFETY: there is one vCPU; the pointers in the ring are to a page that stays mapped.
+// SAFETY: used by the first vCPU, or behind its lock; the pointers in the ring are to a page that stays mapped.
 unsafe impl Send for Console {}
 
 impl Console {

@@ -4,7 +4,7 @@
 use core::ptr;
 
 use tdf_guest::machine::Machine;
-use tdf_xen::abi::{HYPERVISOR_VIRT_START, Mfn, PAGE_SIZE, Pfn, shared_info, start_info};
+use tdf_xen::abi::{HYPERVISOR_VIRT_START, Mfn, PAGE_SIZE, Pfn, Vcpu, shared_info, start_info};
 use tdf_xen::clock::{TimeArea, WallArea};
 use tdf_xen::evtchn::Events;
 use tdf_xen::hypercall::{Xen, XenError};
@@ -25,31 +25,60 @@ pub fn shared() -> *mut shared_info {
     &raw mut SHARED_INFO
 }
 
-/// Maps the shared info page and starts the machine on it.
+/// Maps the shared info page.
 ///
 /// # Safety
 /// `info` is the start of day page.
-pub unsafe fn machine(info: *const start_info) -> Result<Machine<'static, Native>, XenError> {
+pub unsafe fn map_shared(info: *const start_info) -> Result<(), XenError> {
     // SAFETY: the caller's promise.
     let frame = PhysAddr::new(unsafe { (*info).shared_info });
     let flags = PageTableFlags::PRESENT
         | PageTableFlags::WRITABLE
         | PageTableFlags::ACCESSED
         | PageTableFlags::DIRTY;
+    // SAFETY: the page is there to be replaced.
+    unsafe { Native.update_va_mapping(shared().expose_provenance(), frame.as_u64() | flags.bits()) }
+}
+
+/// The machine as `vcpu` sees it, on the shared info page; the caller runs on that vCPU.
+pub fn machine(vcpu: Vcpu) -> Result<Machine<'static, Native>, XenError> {
     let shared = shared();
-    // SAFETY: the page is there to be replaced. The records in it are Xen's, which keeps the
-    // version protocol and accesses the bitmaps atomically.
+    // SAFETY: the page is mapped for ever. The records in it are Xen's, which keeps the version
+    // protocol and accesses the bitmaps atomically.
     unsafe {
-        Native.update_va_mapping(shared.expose_provenance(), frame.as_u64() | flags.bits())?;
         Machine::new(
             &Native,
-            TimeArea::new(&raw mut (*shared).vcpu_info[0].time),
+            vcpu,
+            TimeArea::new(&raw mut (*shared).vcpu_info[vcpu.0 as usize].time),
             WallArea::new(shared),
             Events::new(
                 (&raw mut (*shared).evtchn_pending).cast(),
                 (&raw mut (*shared).evtchn_mask).cast(),
             ),
         )
+    }
+}
+
+/// Keeps `vcpu`, which does not run yet, from ever being given an upcall.
+pub fn mask_upcalls(vcpu: Vcpu) {
+    // SAFETY: in the shared info page; Xen accesses the byte atomically.
+    unsafe {
+        let info = &raw mut (*shared()).vcpu_info[vcpu.0 as usize];
+        ptr::write_volatile(&raw mut (*info).evtchn_upcall_mask, 1);
+    }
+}
+
+/// The machine frame of the page tables.
+///
+/// # Safety
+/// `info` is the start of day page.
+pub unsafe fn page_tables(info: *const start_info) -> Mfn {
+    // SAFETY: the caller's promise; the list has an entry for each frame of the start of day.
+    unsafe {
+        let base = VirtAddr::from_ptr(&raw const VIRT_BASE);
+        let pfn = (VirtAddr::new((*info).pt_base) - base) / PAGE_SIZE as u64;
+        let list: *const u64 = ptr::with_exposed_provenance((*info).mfn_list as usize);
+        Mfn(ptr::read_volatile(list.add(pfn as usize)))
     }
 }
 

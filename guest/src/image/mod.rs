@@ -5,6 +5,7 @@ mod console;
 mod entry;
 mod heap;
 mod memory;
+mod smp;
 mod traps;
 mod xen;
 
@@ -15,8 +16,9 @@ use spin::Once;
 use tdf_abi::Tdf;
 use tdf_guest::clocks;
 use tdf_guest::cmdline::{self, Task};
-use tdf_guest::machine::{Cpu, Machine, VCPU, Via};
-use tdf_xen::abi::{SIF_INITDOMAIN, start_info};
+use tdf_guest::machine::{Cpu, Machine, Via};
+use tdf_guest::{changes, paths, probe};
+use tdf_xen::abi::{SIF_INITDOMAIN, Vcpu, start_info};
 use tdf_xen::hypercall::{Shutdown, Xen};
 
 use xen::Native;
@@ -32,7 +34,8 @@ static INITIAL: AtomicBool = AtomicBool::new(false);
 
 struct Global(Machine<'static, Native>);
 
-// SAFETY: there is one vCPU, and no code that interrupts another.
+// SAFETY: used by the first vCPU only, except for last words, after which nothing runs; and no code
+// interrupts another.
 unsafe impl Send for Global {}
 // SAFETY: as above.
 unsafe impl Sync for Global {}
@@ -47,7 +50,8 @@ extern "C" fn start(info: *mut start_info) -> ! {
     traps::install();
     heap::init();
     // SAFETY: Xen maps the start of day page, and nobody else writes it.
-    let (flags, machine) = unsafe { ((*info).flags, memory::machine(info)) };
+    let (flags, mapped) = unsafe { ((*info).flags, memory::map_shared(info)) };
+    let machine = mapped.and_then(|()| memory::machine(Vcpu(0)));
     let initial = flags & SIF_INITDOMAIN != 0;
     INITIAL.store(initial, Ordering::Relaxed);
     let machine = machine.unwrap_or_else(|error| panic!("cannot set up the machine: {error}"));
@@ -63,13 +67,28 @@ extern "C" fn start(info: *mut start_info) -> ! {
         .map_err(|error| log::error!("the command line is not text: {error}"))
         .and_then(|line| cmdline::parse(line).map_err(|error| log::error!("{error}")));
     log::info!("boot_ns={}", machine.system_time_ns() - first_line_ns);
+    if task != Ok(Task::Paths)
+        && let Err(error) = machine.xen.stop_periodic_timer(machine.vcpu)
+    {
+        log::warn!("the periodic tick goes on: {error}");
+    }
     match task {
         Ok(Task::Demo) => demo(machine),
         Ok(Task::Clocks(options)) => {
             log::info!("clocks: {options:?}");
             clocks::run(machine, options, &mut console::Raw);
         }
-        Err(()) => console::say(format_args!("Test result: {}", clocks::Outcome::Error)),
+        Ok(Task::Paths) => {
+            paths::run(machine, &vcpus(machine, info), &mut console::Raw);
+        }
+        Ok(Task::Changes(options)) => {
+            log::info!("changes: {options:?}");
+            changes::run(machine, &vcpus(machine, info), options, &mut console::Raw);
+        }
+        Ok(Task::WatchdogBite) => {
+            paths::watchdog_bite(machine, &mut console::Raw, console::flush);
+        }
+        Err(()) => console::say(format_args!("Test result: {}", probe::Outcome::Error)),
     }
     console::flush();
     // A halted machine runs on for ever, and its QEMU with it; a rebooted one can be told to end.
@@ -90,11 +109,20 @@ fn banner(machine: &Machine<'_, Native>, info: *const start_info) {
         if machine.xen.tsc_is_emulated() { "emulated" } else { "native" },
         line.frequency_hz().unwrap_or(0)
     );
-    match machine.xen.tdf_sample(VCPU).map(|sample| Tdf::new(sample.num, sample.den)) {
+    match machine.xen.tdf_sample(machine.vcpu).map(|sample| Tdf::new(sample.num, sample.den)) {
         Ok(Ok(tdf)) => log::info!("TDF {tdf}"),
         Ok(Err(error)) => log::warn!("Xen reports an impossible TDF: {error}"),
         Err(error) => log::info!("TDF unknown: {error}"),
     }
+}
+
+/// Starts the other vCPUs.
+fn vcpus(machine: &'static Machine<'static, Native>, info: *const start_info) -> smp::Vcpus {
+    // SAFETY: Xen maps the start of day page.
+    let vcpus = unsafe { smp::Vcpus::start(machine, info) }
+        .unwrap_or_else(|error| panic!("cannot start the other vCPUs: {error}"));
+    log::info!("{} vCPUs", vcpus.count());
+    vcpus
 }
 
 /// Shows the clocks once a virtual second, for a user who looks at the console.

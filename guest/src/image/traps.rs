@@ -107,8 +107,8 @@ struct Frame {
     ss: u64,
 }
 
-/// Tells Xen about the entries.
-pub fn install() {
+/// The entries, and a last one that ends the table.
+pub fn table() -> [trap_info; COUNT + 1] {
     let none = trap_info { vector: 0, flags: 0, cs: 0, address: 0 };
     let mut table = [none; COUNT + 1];
     let vectors = (0u8..).zip(NAMES).filter(|(_, name)| !name.is_empty());
@@ -117,15 +117,21 @@ pub fn install() {
         let address = unsafe { TRAP_ENTRIES[usize::from(vector)] };
         *entry = trap_info { vector, flags: 0, cs: FLAT_KERNEL_CS as u16, address };
     }
-    // SAFETY: the entries are those of Xen's frame, and the last one in the table is `none`.
-    if let Err(error) = unsafe { Native.set_trap_table(&table) } {
+    table
+}
+
+/// Tells Xen about the entries of the first vCPU.
+pub fn install() {
+    // SAFETY: the entries are those of Xen's frame, and the last one in the table has address 0.
+    if let Err(error) = unsafe { Native.set_trap_table(&table()) } {
         panic!("cannot install exception handlers: {error}");
     }
 }
 
 extern "C" fn exception(frame: &Frame) -> ! {
     let name = NAMES.get(frame.vector as usize).copied().unwrap_or("?");
-    // SAFETY: in the shared info page, or the page of zeros that it replaces.
+    // SAFETY: in the shared info page, or the page of zeros that it replaces. Of the first vCPU: where
+    // another has faulted, the instruction pointer must do.
     let cr2 = unsafe { ptr::read_volatile(&raw const (*memory::shared()).vcpu_info[0].arch.cr2) };
     super::die(format_args!("exception {name}, cr2 {cr2:#x}, {frame:#x?}"))
 }

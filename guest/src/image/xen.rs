@@ -12,6 +12,8 @@ use tdf_xen::hypercall::Hypercall;
 const ENTRY_SIZE: usize = 32;
 /// Xen's first CPUID leaf, for a PV guest.
 const CPUID_BASE: u32 = 0x4000_0000;
+/// The time stamp counter, as a model-specific register.
+const MSR_TSC: u32 = 0x10;
 /// "XenVMMXenVMM" in ebx, ecx, edx of it.
 const SIGNATURE: [u32; 3] = [0x566e_6558, 0x6558_4d4d, 0x4d4d_566e];
 
@@ -43,7 +45,7 @@ impl Hypercall for Native {
 }
 
 /// CPUID as Xen wants a PV guest to see it: behind Xen's prefix for forced emulation.
-fn cpuid(leaf: u32) -> [u32; 4] {
+fn cpuid(leaf: u32, subleaf: u32) -> [u32; 4] {
     let (eax, ebx, ecx, edx);
     // SAFETY: the prefix is an invalid instruction that Xen recognises; rbx is kept.
     unsafe {
@@ -54,7 +56,7 @@ fn cpuid(leaf: u32) -> [u32; 4] {
             "xchg {keep}, rbx",
             keep = out(reg) ebx,
             inlateout("eax") leaf => eax,
-            inlateout("ecx") 0 => ecx,
+            inlateout("ecx") subleaf => ecx,
             lateout("edx") edx,
         );
     }
@@ -71,10 +73,25 @@ impl Cpu for Native {
         }
     }
 
+    fn rdmsr_tsc(&self) -> u64 {
+        let (low, high): (u32, u32);
+        // SAFETY: Xen emulates the read for every PV kernel.
+        unsafe {
+            asm!("lfence", "rdmsr", in("ecx") MSR_TSC, out("eax") low, out("edx") high);
+        }
+        u64::from(high) << 32 | u64::from(low)
+    }
+
+    fn cpuid_time(&self, subleaf: u32) -> [u32; 4] {
+        let [last, signature @ ..] = cpuid(CPUID_BASE, 0);
+        if signature == SIGNATURE && last >= CPUID_BASE + CPUID_TIME {
+            cpuid(CPUID_BASE + CPUID_TIME, subleaf)
+        } else {
+            [0; 4]
+        }
+    }
+
     fn tsc_is_emulated(&self) -> bool {
-        let [last, signature @ ..] = cpuid(CPUID_BASE);
-        signature == SIGNATURE
-            && last >= CPUID_BASE + CPUID_TIME
-            && cpuid(CPUID_BASE + CPUID_TIME)[0] & CPUID_TIME_VTSC != 0
+        self.cpuid_time(0)[0] & CPUID_TIME_VTSC != 0
     }
 }

@@ -18,15 +18,17 @@ pub use xen_sys::{
     __HYPERVISOR_xen_version as NR_XEN_VERSION,
 };
 pub use xen_sys::{
-    CONSOLEIO_write as CONSOLEIO_WRITE, EVTCHNOP_bind_virq as EVTCHNOP_BIND_VIRQ,
-    EVTCHNOP_send as EVTCHNOP_SEND, FLAT_KERNEL_CS, SCHEDOP_poll as SCHEDOP_POLL,
-    SCHEDOP_shutdown as SCHEDOP_SHUTDOWN, SHUTDOWN_crash as SHUTDOWN_CRASH,
+    CONSOLEIO_write as CONSOLEIO_WRITE, EVTCHNOP_bind_ipi as EVTCHNOP_BIND_IPI,
+    EVTCHNOP_bind_virq as EVTCHNOP_BIND_VIRQ, EVTCHNOP_send as EVTCHNOP_SEND, FLAT_KERNEL_CS,
+    FLAT_KERNEL_SS, SCHEDOP_poll as SCHEDOP_POLL, SCHEDOP_shutdown as SCHEDOP_SHUTDOWN,
+    SCHEDOP_watchdog as SCHEDOP_WATCHDOG, SHUTDOWN_crash as SHUTDOWN_CRASH,
     SHUTDOWN_poweroff as SHUTDOWN_POWEROFF, SHUTDOWN_reboot as SHUTDOWN_REBOOT, SIF_INITDOMAIN,
-    VIRQ_TIMER, XEN_ELFNOTE_ENTRY, XEN_ELFNOTE_GUEST_OS, XEN_ELFNOTE_GUEST_VERSION,
+    VGCF_IN_KERNEL, VIRQ_TIMER, XEN_ELFNOTE_ENTRY, XEN_ELFNOTE_GUEST_OS, XEN_ELFNOTE_GUEST_VERSION,
     XEN_ELFNOTE_HV_START_LOW, XEN_ELFNOTE_HYPERCALL_PAGE, XEN_ELFNOTE_L1_MFN_VALID,
     XEN_ELFNOTE_LOADER, XEN_ELFNOTE_PADDR_OFFSET, XEN_ELFNOTE_PAE_MODE, XEN_ELFNOTE_VIRT_BASE,
-    XEN_ELFNOTE_XEN_VERSION, evtchn_bind_virq, evtchn_send, sched_poll, sched_shutdown,
-    shared_info, start_info, trap_info, vcpu_info, vcpu_time_info,
+    XEN_ELFNOTE_XEN_VERSION, evtchn_bind_ipi, evtchn_bind_virq, evtchn_send, sched_poll,
+    sched_shutdown, sched_watchdog, shared_info, start_info, trap_info, vcpu_guest_context,
+    vcpu_info, vcpu_time_info,
 };
 
 macro_rules! number {
@@ -64,6 +66,18 @@ number!(
 /// Bytes in a page, and the unit of [`Pfn`] and [`Mfn`].
 pub const PAGE_SIZE: usize = 4096;
 
+/// `VCPUOP_initialise`: gives a vCPU its first registers.
+pub const VCPUOP_INITIALISE: u32 = 0;
+/// `VCPUOP_up`: lets a vCPU run.
+pub const VCPUOP_UP: u32 = 1;
+/// `VCPUOP_down`: ends that.
+pub const VCPUOP_DOWN: u32 = 2;
+/// `VCPUOP_is_up`: whether a vCPU may run, and whether it exists.
+pub const VCPUOP_IS_UP: u32 = 3;
+/// `VCPUOP_get_runstate_info`.
+pub const VCPUOP_GET_RUNSTATE_INFO: u32 = 4;
+/// `VCPUOP_set_periodic_timer`.
+pub const VCPUOP_SET_PERIODIC_TIMER: u32 = 6;
 /// `VCPUOP_stop_periodic_timer`: ends the 100 Hz tick that every PV vCPU starts with.
 pub const VCPUOP_STOP_PERIODIC_TIMER: u32 = 7;
 /// `VCPUOP_set_singleshot_timer`.
@@ -82,6 +96,33 @@ pub struct SetSingleshotTimer {
 }
 const _: () = assert!(size_of::<SetSingleshotTimer>() == 16);
 const _: () = assert!(offset_of!(SetSingleshotTimer, flags) == 8);
+
+/// `struct vcpu_set_periodic_timer`.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct SetPeriodicTimer {
+    /// ns.
+    pub period_ns: u64,
+}
+
+/// `struct vcpu_runstate_info`: what a vCPU has done with its time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct RunstateInfo {
+    /// `RUNSTATE_*`: index in [`Self::time_ns`].
+    pub state: i32,
+    /// System time when the vCPU entered it.
+    pub state_entry_time_ns: u64,
+    /// ns spent running, runnable, blocked and offline.
+    pub time_ns: [u64; 4],
+}
+const _: () = assert!(size_of::<RunstateInfo>() == 48);
+const _: () = assert!(offset_of!(RunstateInfo, time_ns) == 16);
+
+/// `RUNSTATE_runnable` of [`RunstateInfo::time_ns`].
+pub const RUNSTATE_RUNNABLE: usize = 1;
+/// `RUNSTATE_offline` of [`RunstateInfo::time_ns`].
+pub const RUNSTATE_OFFLINE: usize = 3;
 
 /// `PHYSDEVOP_set_iopl`.
 pub const PHYSDEVOP_SET_IOPL: u32 = 6;
@@ -150,6 +191,13 @@ const _: () = assert!(offset_of!(shared_info, evtchn_pending) == 2048);
 const _: () = assert!(offset_of!(shared_info, evtchn_mask) == 2560);
 const _: () = assert!(offset_of!(shared_info, wc_version) == 3072);
 const _: () = assert!(offset_of!(shared_info, wc_sec_hi) == 3084);
+const _: () = assert!(size_of::<vcpu_guest_context>() == 5168);
+const _: () = assert!(offset_of!(vcpu_guest_context, user_regs) == 520);
+const _: () = assert!(offset_of!(vcpu_guest_context, user_regs.cs) == 520 + 136);
+const _: () = assert!(offset_of!(vcpu_guest_context, trap_ctxt) == 720);
+const _: () = assert!(offset_of!(vcpu_guest_context, ctrlreg) == 4984);
+const _: () = assert!(size_of::<sched_watchdog>() == 8);
+const _: () = assert!(size_of::<evtchn_bind_ipi>() == 8);
 const _: () = assert!(size_of::<trap_info>() == 16);
 const _: () = assert!(size_of::<sched_poll>() == 24);
 const _: () = assert!(size_of::<evtchn_bind_virq>() == 12);

@@ -36,6 +36,44 @@ pub enum Fault {
     SingleshotOff(i64),
     /// `set_timer_op` fires so many real ns after its time.
     SetTimerOpOff(i64),
+    /// `set_timer_op` does not stop the timer at 0.
+    SetTimerOpZero,
+    /// What `set_timer_op` does with a deadline too far away to be believed, it does in real time.
+    FarTimeoutReal,
+    /// The single-shot timer ignores a deadline that has passed.
+    SingleshotPast,
+    /// The single-shot timer ignores a deadline that is negative.
+    SingleshotNegative,
+    /// The single-shot timer wraps a deadline beyond what real time can hold.
+    SingleshotWraps,
+    /// The single-shot timer cannot be stopped.
+    SingleshotStop,
+    /// `SCHEDOP_poll` times out so many real ns after its time.
+    PollOff(i64),
+    /// The period of the periodic timer is in real time.
+    PeriodReal,
+    /// The watchdog counts real time.
+    WatchdogReal,
+    /// `get_runstate_info` tells real time.
+    RunstateReal,
+    /// `get_runstate_info` tells real time of the time that others took.
+    StealReal,
+    /// `get_runstate_info` tells when the vCPU entered its state so many ns too late.
+    EntryOff(i64),
+    /// `rdmsr` of an emulated TSC gives the host's.
+    RdmsrReal,
+    /// The frequency of the TSC in CPUID is the host's, or the other way round.
+    CpuidFrequency,
+    /// The slope of the TSC in CPUID is the host's, or the other way round.
+    CpuidSlope,
+    /// A change of the factor moves virtual time by so many ns.
+    ChangeJumps(i64),
+    /// A change of the factor is not published before the next calibration.
+    ChangeUnpublished,
+    /// A change of the factor leaves the single-shot timer where it was in real time.
+    ChangeUnarmed,
+    /// The system time of the second vCPU is behind by so many ns.
+    SecondBehind(u64),
 }
 
 /// What a [`FakeXen`] is like.
@@ -51,6 +89,8 @@ pub struct Config {
     pub sample_answer: isize,
     /// Seed of calibration and latencies.
     pub seed: u64,
+    /// Changes the factor each time that so many ns of real time have passed; 0 never does.
+    pub change_every_ns: u64,
     /// What is wrong.
     pub fault: Option<Fault>,
 }
@@ -63,17 +103,65 @@ impl Default for Config {
             emulated_tsc: false,
             sample_answer: 0,
             seed: 1,
+            change_every_ns: 0,
             fault: None,
         }
     }
 }
 
-/// The port that `bind_virq` gives.
-const TIMER_PORT: Port = Port(3);
+/// vCPUs of the domain.
+const VCPUS: u32 = 2;
+/// The port that `bind_virq` gives to the first vCPU.
+const TIMER_PORT: u32 = 3;
+/// The tick that every vCPU starts with, ns.
+const TICK_NS: i64 = 10_000_000;
+/// Factors that this Xen changes to.
+const FACTORS: [(u32, u32); 9] =
+    [(1, 1000), (1, 10), (1, 2), (1, 1), (5, 2), (7, 3), (10, 1), (100, 1), (1000, 1)];
 /// Time of day when system time was 0, ns since 1970.
 const WALL_BASE_NS: i64 = 1_704_067_200_000_000_000;
-/// Real time at which the domain's segment starts, and its virtual time there.
+/// Real time at which the domain's first segment starts, and its virtual time there.
 const ORIGIN: (i64, i64) = (3_000_000_123, 3_000_000_123);
+
+/// From when on, and how, time is dilated.
+#[derive(Clone, Copy)]
+struct Segment {
+    real_ns: i64,
+    virt_ns: i64,
+    tdf: Tdf,
+}
+
+impl Segment {
+    fn to_virtual(self, real_ns: i64) -> i64 {
+        self.virt_ns + self.tdf.to_virtual((real_ns - self.real_ns).into()) as i64
+    }
+
+    fn to_real(self, virt_ns: i64) -> i64 {
+        let since = i128::from(virt_ns) - i128::from(self.virt_ns);
+        let real = i128::from(self.real_ns) + self.tdf.to_real(since);
+        real.clamp(i64::MIN.into(), i64::MAX.into()) as i64
+    }
+}
+
+/// When a timer fires.
+#[derive(Clone, Copy)]
+struct Deadline {
+    virt_ns: i64,
+    /// Real ns later: Xen's slop, and what is wrong.
+    off_ns: i64,
+    /// Real time instead of all this.
+    real_ns: Option<i64>,
+}
+
+/// The timers of a vCPU, and what it did.
+#[derive(Clone, Copy)]
+struct Timers {
+    singleshot: Option<Deadline>,
+    /// Period, and when it last fired, in the time that it is kept in.
+    periodic: Option<(i64, i64)>,
+    blocked_ns: i64,
+    entry_ns: i64,
+}
 
 struct State {
     random: u64,
@@ -81,8 +169,11 @@ struct State {
     tsc: u64,
     /// Real time as a line.
     line: TimeInfo,
-    /// Real time at which the timer fires.
-    fires_at: Option<i64>,
+    segment: Segment,
+    changes_at: i64,
+    vcpu: u32,
+    vcpus: [Timers; VCPUS as usize],
+    watchdog: Option<i64>,
     calibrations: u32,
 }
 
@@ -118,8 +209,24 @@ impl FakeXen {
             shift: 0,
             flags: 0,
         };
-        let state =
-            State { random: config.seed, tsc: 777_777, line, fires_at: None, calibrations: 0 };
+        let timers = Timers {
+            singleshot: None,
+            periodic: Some((TICK_NS, ORIGIN.1)),
+            blocked_ns: 0,
+            entry_ns: ORIGIN.1,
+        };
+        let every = config.change_every_ns.cast_signed();
+        let state = State {
+            random: config.seed,
+            tsc: 777_777,
+            line,
+            segment: Segment { real_ns: ORIGIN.0, virt_ns: ORIGIN.1, tdf: config.tdf },
+            changes_at: if every == 0 { i64::MAX } else { 3_100_000_000 + every },
+            vcpu: 0,
+            vcpus: [timers; VCPUS as usize],
+            watchdog: None,
+            calibrations: 0,
+        };
         let xen = Self { config, state: RefCell::new(state), shared };
         xen.calibrate();
         xen
@@ -135,10 +242,16 @@ impl FakeXen {
         self.shared.as_ptr()
     }
 
-    /// The time record of its vCPU.
-    pub fn time(&self) -> TimeArea {
+    /// From now on, this is the vCPU that calls; the answer is the next one's number, if there is one.
+    pub fn switch_to(&self, vcpu: Vcpu) -> Option<Vcpu> {
+        self.state.borrow_mut().vcpu = vcpu.0;
+        (vcpu.0 + 1 < VCPUS).then_some(Vcpu(vcpu.0 + 1))
+    }
+
+    /// The time record of a vCPU.
+    pub fn time(&self, vcpu: Vcpu) -> TimeArea {
         // SAFETY: in the page, which lives as long as the fake; written by `publish` only.
-        unsafe { TimeArea::new(&raw mut (*self.shared_info()).vcpu_info[0].time) }
+        unsafe { TimeArea::new(&raw mut (*self.shared_info()).vcpu_info[vcpu.0 as usize].time) }
     }
 
     /// The wall clock's base.
@@ -170,8 +283,48 @@ impl FakeXen {
         state.line.system_time_at(state.tsc)
     }
 
+    fn segment(&self) -> Segment {
+        self.state.borrow().segment
+    }
+
     fn to_virtual(&self, real_ns: i64) -> i64 {
-        ORIGIN.1 + self.config.tdf.to_virtual((real_ns - ORIGIN.0).into()) as i64
+        self.segment().to_virtual(real_ns)
+    }
+
+    fn virt_ns(&self) -> i64 {
+        self.to_virtual(self.real_ns())
+    }
+
+    fn is(&self, fault: Fault) -> bool {
+        self.config.fault == Some(fault)
+    }
+
+    /// Another factor, at the time that was set for it.
+    fn change(&self) {
+        let real_ns = self.real_ns();
+        let mut virt_ns = self.to_virtual(real_ns);
+        if let Some(Fault::ChangeJumps(step)) = self.config.fault {
+            virt_ns += step;
+        }
+        let every = self.config.change_every_ns;
+        let gap = every + self.random(every);
+        let (num, den) = FACTORS[self.random(FACTORS.len() as u64) as usize];
+        let tdf = Tdf::new(num, den).expect("a factor of the list");
+        let mut state = self.state.borrow_mut();
+        if self.is(Fault::ChangeUnarmed) {
+            let old = state.segment;
+            for vcpu in &mut state.vcpus {
+                if let Some(deadline) = &mut vcpu.singleshot {
+                    deadline.real_ns.get_or_insert(old.to_real(deadline.virt_ns));
+                }
+            }
+        }
+        state.segment = Segment { real_ns, virt_ns, tdf };
+        state.changes_at = real_ns + gap.cast_signed();
+        drop(state);
+        if !self.is(Fault::ChangeUnpublished) {
+            self.publish();
+        }
     }
 
     /// A new line for real time, through (almost) the same point.
@@ -203,7 +356,8 @@ impl FakeXen {
         let late = calibrations > 2;
         let real = line.system_time_ns.cast_signed();
         let mut system_time = self.to_virtual(real);
-        let (num, den) = (u128::from(self.config.tdf.num()), u128::from(self.config.tdf.den()));
+        let tdf = self.segment().tdf;
+        let (num, den) = (u128::from(tdf.num()), u128::from(tdf.den()));
         let (tsc_timestamp, mul, shift) = if self.config.emulated_tsc {
             let seen = if fault == Some(Fault::TscNotDilated) { real } else { system_time };
             let (mul, shift) = slope(1_000_000_000, self.config.frequency_hz.into());
@@ -234,14 +388,21 @@ impl FakeXen {
         let shared = self.shared_info();
         // SAFETY: in the page, which lives as long as the fake, on one thread.
         unsafe {
-            let time = &raw mut (*shared).vcpu_info[0].time;
-            let version = AtomicU32::from_ptr(&raw mut (*time).version);
-            version.fetch_add(1, Ordering::Release);
-            ptr::write_volatile(&raw mut (*time).tsc_timestamp, tsc_timestamp);
-            ptr::write_volatile(&raw mut (*time).system_time, system_time.cast_unsigned());
-            ptr::write_volatile(&raw mut (*time).tsc_to_system_mul, mul);
-            ptr::write_volatile(&raw mut (*time).tsc_shift, shift);
-            version.fetch_add(1, Ordering::Release);
+            for vcpu in 0..VCPUS as usize {
+                let behind = match fault {
+                    Some(Fault::SecondBehind(ns)) if vcpu == 1 => ns,
+                    _ => 0,
+                };
+                let system_time = system_time.cast_unsigned().wrapping_sub(behind);
+                let time = &raw mut (*shared).vcpu_info[vcpu].time;
+                let version = AtomicU32::from_ptr(&raw mut (*time).version);
+                version.fetch_add(1, Ordering::Release);
+                ptr::write_volatile(&raw mut (*time).tsc_timestamp, tsc_timestamp);
+                ptr::write_volatile(&raw mut (*time).system_time, system_time);
+                ptr::write_volatile(&raw mut (*time).tsc_to_system_mul, mul);
+                ptr::write_volatile(&raw mut (*time).tsc_shift, shift);
+                version.fetch_add(1, Ordering::Release);
+            }
             let version = AtomicU32::from_ptr(&raw mut (*shared).wc_version);
             version.fetch_add(1, Ordering::Release);
             ptr::write_volatile(&raw mut (*shared).wc_sec, (wall / 1_000_000_000) as u32);
@@ -250,28 +411,68 @@ impl FakeXen {
         }
     }
 
-    /// Lets real time pass until `real_ns`, with its calibrations.
+    /// Lets real time pass until `real_ns`, with its calibrations and changes.
     fn advance_to(&self, real_ns: i64) {
         loop {
             let mut state = self.state.borrow_mut();
             let line = state.line;
             let end = line.tsc_timestamp + self.config.frequency_hz;
-            let missing = i128::from(real_ns) - i128::from(line.system_time_ns);
+            let goal = real_ns.min(state.changes_at);
+            let missing = i128::from(goal) - i128::from(line.system_time_ns);
             let tick = line.exact(1).expect("the fake's slope is sane");
             let ticks = ((missing.max(0) << 64) / tick) as u64 + 1;
             let wanted = state.tsc.max(line.tsc_timestamp + ticks);
             state.tsc = wanted.min(end);
+            let changes_at = state.changes_at;
             drop(state);
-            if wanted < end {
+            if wanted >= end {
+                self.calibrate();
+            } else if self.real_ns() >= changes_at {
+                self.change();
+            } else {
                 break;
             }
-            self.calibrate();
         }
-        let due = self.state.borrow().fires_at.is_some_and(|at| at <= self.real_ns());
-        if due {
-            self.state.borrow_mut().fires_at = None;
-            self.raise(TIMER_PORT);
+        self.fire();
+    }
+
+    /// Raises what is due.
+    fn fire(&self) {
+        let (real, virt) = (self.real_ns(), self.virt_ns());
+        let current = self.state.borrow().vcpu;
+        for vcpu in 0..VCPUS {
+            let at = self.fires_at(vcpu);
+            let mut state = self.state.borrow_mut();
+            // Not more often than each ms of the host's time.
+            let least = state.segment.tdf.to_virtual(1_000_000) as i64;
+            let timers = &mut state.vcpus[vcpu as usize];
+            let mut due = at.is_some_and(|at| at <= real);
+            if due {
+                timers.singleshot = None;
+            }
+            let now = if self.is(Fault::PeriodReal) { real } else { virt };
+            if let Some((period, last)) = &mut timers.periodic
+                && vcpu == current
+                && now >= *last + (*period).max(least)
+            {
+                *last = now;
+                due = true;
+            }
+            drop(state);
+            if due {
+                self.raise(Port(TIMER_PORT + vcpu));
+            }
         }
+        let now = if self.is(Fault::WatchdogReal) { real } else { virt };
+        assert!(self.state.borrow().watchdog.is_none_or(|at| now < at), "the watchdog bites");
+    }
+
+    /// Real time at which the single-shot timer of `vcpu` fires, as things are.
+    fn fires_at(&self, vcpu: u32) -> Option<i64> {
+        let state = self.state.borrow();
+        let deadline = state.vcpus[vcpu as usize].singleshot?;
+        let real = deadline.real_ns.unwrap_or_else(|| state.segment.to_real(deadline.virt_ns));
+        Some(real.saturating_add(deadline.off_ns))
     }
 
     fn advance(&self, real_ns: u64) {
@@ -303,37 +504,149 @@ impl FakeXen {
         }
     }
 
-    fn arm(&self, deadline_ns: u64, off: i64) {
+    /// `rdmsr` of the same.
+    pub fn rdmsr_tsc(&self) -> u64 {
+        let tsc = self.rdtsc();
+        if self.is(Fault::RdmsrReal) { self.state.borrow().tsc } else { tsc }
+    }
+
+    /// CPUID leaf 3 above Xen's base.
+    pub fn cpuid_time(&self, subleaf: u32) -> [u32; 4] {
+        let scaled = |fault| self.config.emulated_tsc == self.is(fault);
+        let tdf = |scaled| if scaled { self.segment().tdf } else { Tdf::ONE };
+        let hz = u128::from(self.config.frequency_hz);
+        match subleaf {
+            0 => {
+                let tdf = tdf(scaled(Fault::CpuidFrequency));
+                let khz = hz * u128::from(tdf.num()) / u128::from(tdf.den()) / 1000;
+                let khz = u32::try_from(khz).unwrap_or(u32::MAX);
+                [u32::from(self.config.emulated_tsc), 0, khz, 0]
+            }
+            1 => {
+                let tdf = tdf(scaled(Fault::CpuidSlope));
+                let (mul, shift) =
+                    slope(1_000_000_000 * u128::from(tdf.den()), hz * u128::from(tdf.num()));
+                [0, 0, mul, i32::from(shift).cast_unsigned()]
+            }
+            _ => [(hz / 1000) as u32, 0, 0, 0],
+        }
+    }
+
+    fn arm(&self, deadline_ns: i64, off: i64) {
         // Timers may be late by the slop, never early.
         let slop = self.random(50_000) as i64;
-        let since = i128::from(deadline_ns) - i128::from(ORIGIN.1);
-        let real = i128::from(ORIGIN.0) + self.config.tdf.to_real(since);
-        let real = i64::try_from(real).unwrap_or(i64::MAX).saturating_add(slop + off);
-        self.state.borrow_mut().fires_at = Some(real);
+        let mut state = self.state.borrow_mut();
+        let vcpu = state.vcpu as usize;
+        let real_ns =
+            (deadline_ns > i64::MAX - 100 && self.is(Fault::SingleshotWraps)).then_some(0);
+        let deadline = Deadline { virt_ns: deadline_ns, off_ns: slop + off, real_ns };
+        state.vcpus[vcpu].singleshot = Some(deadline);
+    }
+
+    fn do_set_timer_op(&self, deadline_ns: i64) {
+        let off = match self.config.fault {
+            Some(Fault::SetTimerOpOff(off)) => off,
+            _ => 0,
+        };
+        let now = self.virt_ns();
+        if deadline_ns == 0 {
+            if !self.is(Fault::SetTimerOpZero) {
+                self.timers(|timers| timers.singleshot = None);
+            }
+        } else if deadline_ns < 0 || deadline_ns.saturating_sub(now) > 1 << 50 {
+            self.arm(now + 100_000_000, off);
+            if self.is(Fault::FarTimeoutReal) {
+                let real_ns = self.real_ns() + 100_000_000;
+                self.timers(|timers| {
+                    if let Some(deadline) = &mut timers.singleshot {
+                        deadline.real_ns = Some(real_ns);
+                    }
+                });
+            }
+        } else {
+            self.arm(deadline_ns, off);
+        }
+    }
+
+    /// Changes something of the vCPU that calls.
+    fn timers(&self, change: impl FnOnce(&mut Timers)) {
+        let mut state = self.state.borrow_mut();
+        let vcpu = state.vcpu as usize;
+        change(&mut state.vcpus[vcpu]);
+    }
+
+    fn do_singleshot(&self, deadline_ns: u64) {
+        let off = match self.config.fault {
+            Some(Fault::SingleshotOff(off)) => off,
+            _ => 0,
+        };
+        let now = self.virt_ns().cast_unsigned();
+        if deadline_ns < now {
+            if !self.is(Fault::SingleshotPast) {
+                self.raise(Port(TIMER_PORT + self.state.borrow().vcpu));
+            }
+        } else if deadline_ns >> 63 == 0 || !self.is(Fault::SingleshotNegative) {
+            self.arm(deadline_ns.cast_signed(), off);
+        }
+    }
+
+    fn do_runstate(&self) -> RunstateInfo {
+        let (real, now) = (self.real_ns(), self.virt_ns());
+        let state = self.state.borrow();
+        let Timers { blocked_ns, entry_ns, .. } = state.vcpus[state.vcpu as usize];
+        let mut running = now - ORIGIN.1 - blocked_ns;
+        let (mut stolen, mut entry) = (0, entry_ns);
+        match self.config.fault {
+            Some(Fault::RunstateReal) => {
+                running = real - ORIGIN.0 - blocked_ns;
+                entry = state.segment.to_real(entry_ns);
+            }
+            Some(Fault::StealReal) => {
+                stolen = 2 * (now - ORIGIN.1);
+                running -= stolen;
+            }
+            Some(Fault::EntryOff(off)) => entry += off,
+            _ => {}
+        }
+        let time = [running, stolen, blocked_ns, 0].map(i64::cast_unsigned);
+        RunstateInfo { state: 0, state_entry_time_ns: entry.cast_unsigned(), time_ns: time }
     }
 
     fn vcpu_op(&self, op: u32, arg: usize) -> isize {
         match op {
-            VCPUOP_STOP_PERIODIC_TIMER => {}
-            VCPUOP_STOP_SINGLESHOT_TIMER => self.state.borrow_mut().fires_at = None,
+            VCPUOP_STOP_PERIODIC_TIMER => self.timers(|timers| timers.periodic = None),
+            VCPUOP_STOP_SINGLESHOT_TIMER => {
+                if !self.is(Fault::SingleshotStop) {
+                    self.timers(|timers| timers.singleshot = None);
+                }
+            }
             VCPUOP_SET_SINGLESHOT_TIMER => {
                 // SAFETY: the wrapper passes the address of its argument.
                 let arg: SetSingleshotTimer =
                     unsafe { ptr::read(ptr::with_exposed_provenance(arg)) };
-                let off = match self.config.fault {
-                    Some(Fault::SingleshotOff(off)) => off,
-                    _ => 0,
-                };
-                self.arm(arg.timeout_abs_ns, off);
+                self.do_singleshot(arg.timeout_abs_ns);
+            }
+            VCPUOP_SET_PERIODIC_TIMER => {
+                // SAFETY: as above.
+                let arg: SetPeriodicTimer = unsafe { ptr::read(ptr::with_exposed_provenance(arg)) };
+                let now = if self.is(Fault::PeriodReal) { self.real_ns() } else { self.virt_ns() };
+                let period = arg.period_ns.cast_signed();
+                self.timers(|timers| timers.periodic = Some((period, now)));
+            }
+            VCPUOP_GET_RUNSTATE_INFO => {
+                let info = self.do_runstate();
+                // SAFETY: the wrapper passes the address of its result.
+                unsafe { ptr::write(ptr::with_exposed_provenance_mut(arg), info) };
             }
             VCPUOP_TDF_SAMPLE => {
                 if self.config.sample_answer == 0 {
                     let real_ns = self.real_ns();
+                    let segment = self.segment();
                     let sample = TdfSample {
                         real_ns,
-                        virt_ns: self.to_virtual(real_ns),
-                        num: self.config.tdf.num(),
-                        den: self.config.tdf.den(),
+                        virt_ns: segment.to_virtual(real_ns),
+                        num: segment.tdf.num(),
+                        den: segment.tdf.den(),
                     };
                     // SAFETY: the wrapper passes the address of its result.
                     unsafe { ptr::write(ptr::with_exposed_provenance_mut(arg), sample) };
@@ -347,19 +660,54 @@ impl FakeXen {
 
     fn sched_poll(&self, arg: usize) -> isize {
         // SAFETY: the wrapper passes the address of its argument, and `nr_ports` ports.
-        let ports: &[Port] = unsafe {
+        let (ports, timeout): (&[Port], u64) = unsafe {
             let arg: sched_poll = ptr::read(ptr::with_exposed_provenance(arg));
-            std::slice::from_raw_parts(arg.ports.cast(), arg.nr_ports as usize)
+            (std::slice::from_raw_parts(arg.ports.cast(), arg.nr_ports as usize), arg.timeout)
         };
+        let off = match self.config.fault {
+            Some(Fault::PollOff(off)) => off,
+            _ => 0,
+        };
+        let slop = self.random(50_000) as i64 + off;
         let pending = |port: &Port| {
             let (word, bit) = self.word(*port);
             word.load(Ordering::SeqCst) & bit != 0
         };
-        if !ports.iter().any(pending) {
-            let at = self.state.borrow().fires_at;
-            self.advance_to(at.expect("the domain sleeps for ever"));
+        let periodic = self.state.borrow().vcpus[self.state.borrow().vcpu as usize].periodic;
+        let start = self.virt_ns();
+        // A vCPU that sleeps gets no ticks.
+        self.timers(|timers| timers.periodic = None);
+        while !ports.iter().any(pending) {
+            let state = self.state.borrow();
+            let (vcpu, segment, changes_at) = (state.vcpu, state.segment, state.changes_at);
+            drop(state);
+            let out =
+                (timeout != 0).then(|| segment.to_real(timeout.cast_signed()).saturating_add(slop));
+            if out.is_some_and(|at| at <= self.real_ns()) {
+                break;
+            }
+            let at = [self.fires_at(vcpu), out].into_iter().flatten().min();
+            let at = at.expect("the domain sleeps for ever");
+            self.advance_to(at.min(changes_at));
         }
+        let now = self.virt_ns();
+        self.timers(|timers| {
+            timers.periodic = periodic;
+            if now > start {
+                timers.blocked_ns += now - start;
+                timers.entry_ns = now;
+            }
+        });
         0
+    }
+
+    fn do_watchdog(&self, arg: usize) -> isize {
+        // SAFETY: the wrapper passes the address of its argument.
+        let arg: sched_watchdog = unsafe { ptr::read(ptr::with_exposed_provenance(arg)) };
+        let now = if self.is(Fault::WatchdogReal) { self.real_ns() } else { self.virt_ns() };
+        let at = now + 1_000_000_000 * i64::from(arg.timeout);
+        self.state.borrow_mut().watchdog = (arg.timeout != 0).then_some(at);
+        if arg.id == 0 { 1 } else { 0 }
     }
 }
 
@@ -369,18 +717,15 @@ impl Hypercall for FakeXen {
         let result = match (number, args[0] as u32) {
             (NR_VCPU_OP, op) => self.vcpu_op(op, args[2]),
             (NR_SET_TIMER_OP, _) => {
-                let off = match self.config.fault {
-                    Some(Fault::SetTimerOpOff(off)) => off,
-                    _ => 0,
-                };
-                self.arm(args[0] as u64, off);
+                self.do_set_timer_op(args[0].cast_signed() as i64);
                 0
             }
             (NR_SCHED_OP, SCHEDOP_POLL) => self.sched_poll(args[1]),
+            (NR_SCHED_OP, SCHEDOP_WATCHDOG) => self.do_watchdog(args[1]),
             (NR_EVENT_CHANNEL_OP, EVTCHNOP_BIND_VIRQ) => {
                 let arg: *mut evtchn_bind_virq = ptr::with_exposed_provenance_mut(args[1]);
                 // SAFETY: the wrapper passes the address of its argument.
-                unsafe { (*arg).port = TIMER_PORT.0 };
+                unsafe { (*arg).port = TIMER_PORT + (*arg).vcpu };
                 0
             }
             other => panic!("hypercall {other:?} is not faked"),
@@ -407,7 +752,7 @@ mod tests {
                 let xen = fake(tdf, emulated);
                 for _ in 0..100 {
                     let before = xen.tdf_sample(Vcpu(0)).unwrap();
-                    let (info, tsc) = xen.time().read(|| xen.rdtsc());
+                    let (info, tsc) = xen.time(Vcpu(0)).read(|| xen.rdtsc());
                     let now = info.system_time_at(tsc);
                     let after = xen.tdf_sample(Vcpu(0)).unwrap();
                     // Below TDF 1 the line inherits the ns grid of real time.
@@ -424,6 +769,8 @@ mod tests {
     fn a_timer_wakes_the_poll_not_early_and_within_the_slop() {
         let xen = fake("10", false);
         let port = xen.bind_virq(VIRQ_TIMER, Vcpu(0)).unwrap();
+        xen.stop_periodic_timer(Vcpu(0)).unwrap();
+        xen.events().take(port);
         for (n, deadline) in (1..20).map(|n| (n, ORIGIN.1 + 10_000_000 + n * 1_000_000)) {
             if n % 2 == 0 {
                 xen.set_timer_op(deadline.cast_unsigned()).unwrap();

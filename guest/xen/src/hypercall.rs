@@ -186,6 +186,18 @@ pub trait Xen: Hypercall {
         Ok(Port(arg.port))
     }
 
+    /// A port that [`Self::notify`] reaches `vcpu` by.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn bind_ipi(&self, vcpu: Vcpu) -> Result<Port, XenError> {
+        let mut arg = evtchn_bind_ipi { vcpu: vcpu.0, port: 0 };
+        let args = [EVTCHNOP_BIND_IPI as usize, output(&mut arg), 0, 0, 0];
+        // SAFETY: Xen reads and writes the argument.
+        check(unsafe { self.call(NR_EVENT_CHANNEL_OP, args) })?;
+        Ok(Port(arg.port))
+    }
+
     /// Notifies the other end of `port`.
     ///
     /// # Errors
@@ -199,16 +211,22 @@ pub trait Xen: Hypercall {
 
     /// Sleeps until an event is pending on one of `ports`, masked or not; may wake without one.
     ///
-    /// There is no timeout on purpose: a timer's port among `ports` is one, in the same clock.
-    ///
     /// # Errors
     /// What Xen answers.
     fn poll(&self, ports: &[Port]) -> Result<(), XenError> {
+        self.poll_until(ports, 0)
+    }
+
+    /// As [`Self::poll`], but not beyond system time `deadline_ns`, unless that is 0.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn poll_until(&self, ports: &[Port], deadline_ns: u64) -> Result<(), XenError> {
         let arg = sched_poll {
             // `Port` is transparent over `evtchn_port_t`, and Xen only reads the ports.
             ports: ports.as_ptr().cast_mut().cast(),
             nr_ports: u32::try_from(ports.len()).map_err(|_| XenError::Invalid)?,
-            timeout: 0,
+            timeout: deadline_ns,
         };
         let args = [SCHEDOP_POLL as usize, input(&arg), 0, 0, 0];
         // SAFETY: Xen reads the argument and `nr_ports` ports.
@@ -230,6 +248,84 @@ pub trait Xen: Hypercall {
         let args = [SCHEDOP_SHUTDOWN as usize, input(&arg), 0, 0, 0];
         // SAFETY: Xen reads the argument.
         check(unsafe { self.call(NR_SCHED_OP, args) }).map(drop)
+    }
+
+    /// Starts a watchdog (`id` 0; its number is the answer), starts it anew, or ends it (0 seconds).
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn watchdog(&self, id: u32, timeout_s: u32) -> Result<u32, XenError> {
+        let arg = sched_watchdog { id, timeout: timeout_s };
+        let args = [SCHEDOP_WATCHDOG as usize, input(&arg), 0, 0, 0];
+        // SAFETY: Xen reads the argument.
+        check(unsafe { self.call(NR_SCHED_OP, args) }).map(|id| id as u32)
+    }
+
+    /// Gives `vcpu` its first registers.
+    ///
+    /// # Safety
+    /// What starts there must be code that expects it, on a stack of its own.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    unsafe fn initialise_vcpu(
+        &self,
+        vcpu: Vcpu,
+        context: &vcpu_guest_context,
+    ) -> Result<(), XenError> {
+        let args = [VCPUOP_INITIALISE as usize, vcpu.0 as usize, input(context), 0, 0];
+        // SAFETY: Xen reads the argument; the caller vouches for what it says.
+        check(unsafe { self.call(NR_VCPU_OP, args) }).map(drop)
+    }
+
+    /// Lets `vcpu` run.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn vcpu_up(&self, vcpu: Vcpu) -> Result<(), XenError> {
+        // SAFETY: takes no address; where the vCPU starts was said, and vouched for, before.
+        check(unsafe { self.call(NR_VCPU_OP, [VCPUOP_UP as usize, vcpu.0 as usize, 0, 0, 0]) })
+            .map(drop)
+    }
+
+    /// Keeps `vcpu` from running.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn vcpu_down(&self, vcpu: Vcpu) -> Result<(), XenError> {
+        // SAFETY: takes no address.
+        check(unsafe { self.call(NR_VCPU_OP, [VCPUOP_DOWN as usize, vcpu.0 as usize, 0, 0, 0]) })
+            .map(drop)
+    }
+
+    /// Whether the domain has a `vcpu`.
+    fn vcpu_exists(&self, vcpu: Vcpu) -> bool {
+        // SAFETY: takes no address.
+        check(unsafe { self.call(NR_VCPU_OP, [VCPUOP_IS_UP as usize, vcpu.0 as usize, 0, 0, 0]) })
+            .is_ok()
+    }
+
+    /// What `vcpu` has done with its time.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn runstate(&self, vcpu: Vcpu) -> Result<RunstateInfo, XenError> {
+        let mut info = RunstateInfo::default();
+        let args = [VCPUOP_GET_RUNSTATE_INFO as usize, vcpu.0 as usize, output(&mut info), 0, 0];
+        // SAFETY: Xen writes the argument.
+        check(unsafe { self.call(NR_VCPU_OP, args) })?;
+        Ok(info)
+    }
+
+    /// `VIRQ_TIMER` of `vcpu` each `period_ns`, while it runs.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn set_periodic_timer(&self, vcpu: Vcpu, period_ns: u64) -> Result<(), XenError> {
+        let arg = SetPeriodicTimer { period_ns };
+        let args = [VCPUOP_SET_PERIODIC_TIMER as usize, vcpu.0 as usize, input(&arg), 0, 0];
+        // SAFETY: Xen reads the argument.
+        check(unsafe { self.call(NR_VCPU_OP, args) }).map(drop)
     }
 
     /// Ends the periodic tick of `vcpu`.

@@ -1,0 +1,318 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The `changes` self-test: is time continuous while dom0 changes its factor?
+//!
+//! For a span of virtual time every vCPU reads its clocks as fast as it can, each time between two
+//! samples of real and virtual time, and has a timer armed meanwhile. What must hold, whenever and
+//! however often the factor changes:
+//!
+//! * no clock goes back, on no vCPU, and no vCPU reads a system time that is before one that another
+//!   has read already;
+//! * system time is where Xen says it is, between two samples; and between two samples virtual time
+//!   advances at a rate between those of the factors at both ends;
+//! * no timer fires before its deadline, and none stays away for longer after it than a timer may.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use spin::Mutex;
+use tdf_abi::{TDF_MAX, Tdf, TdfSample};
+use tdf_xen::hypercall::{Hypercall, Xen};
+
+use crate::cmdline::ChangesOptions;
+use crate::machine::{Cpu, Crew, Machine, Via};
+use crate::paths::{LastSeen, Row, print};
+use crate::probe::{
+    Outcome, Random, TIMER_SLACK_REAL_NS, TestError, grid_ns, reveal, say, to_virtual,
+    to_virtual_up,
+};
+
+/// Real time between two samples up to which the factors at both ends are all there can have been,
+/// ns: dom0 needs longer for two changes. Over a longer time, any factor may have been.
+const ONE_CHANGE_REAL_NS: i64 = 100_000;
+/// Longest real time, as things are when it is armed, from arming a timer to its deadline, ns.
+const LEAD_REAL_NS: u64 = 3_000_000;
+/// Longest virtual time for which a vCPU sleeps, ns: after a change to the greatest factor this is a
+/// second of real time.
+const NAP_NS: i64 = 1_000_000;
+/// Real time after which a timer is given up that a change has moved too far away, ns.
+const PATIENCE_REAL_NS: i64 = 20_000_000;
+
+/// What one vCPU has seen.
+#[derive(Debug, Default)]
+struct Seen {
+    reads: i64,
+    timers: i64,
+    changes: i64,
+    backward: i64,
+    shared_backward: i64,
+    jumps: i64,
+    early: i64,
+    lost: i64,
+}
+
+/// A timer that is armed.
+struct Armed {
+    deadline: i64,
+    /// Real time when it was armed.
+    since: i64,
+    /// Real time of the first sample at or after the deadline.
+    due: Option<i64>,
+}
+
+/// One vCPU at work.
+struct Watch<'m, X> {
+    machine: &'m Machine<'m, X>,
+    shared: &'m LastSeen,
+    random: Random,
+    seen: Seen,
+    last: Option<(TdfSample, Tdf)>,
+    /// System time, wall clock and TSC when last read.
+    clocks: (i64, i64, u64),
+}
+
+/// The factor in force in a sample.
+fn factor(sample: &TdfSample) -> Result<Tdf, TestError> {
+    Tdf::new(sample.num, sample.den).map_err(TestError::Factor)
+}
+
+impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
+    /// Samples both times, and holds them against the sample before.
+    fn sample(&mut self) -> Result<TdfSample, TestError> {
+        let now = self.machine.xen.tdf_sample(self.machine.vcpu)?;
+        let tdf = factor(&now)?;
+        if let Some((last, was)) = self.last.replace((now, tdf)) {
+            self.seen.changes += i64::from(tdf != was);
+            let (real, virt) = (now.real_ns - last.real_ns, now.virt_ns - last.virt_ns);
+            // Both ends are whole ns, and a change is rounded once.
+            let grid = grid_ns(tdf).max(grid_ns(was));
+            let (least, most) = if real <= ONE_CHANGE_REAL_NS {
+                let of = |tdf| (to_virtual(tdf, real), to_virtual_up(tdf, real));
+                let ((a, b), (c, d)) = (of(tdf), of(was));
+                (a.min(c), b.max(d))
+            } else {
+                let most = i64::from(TDF_MAX);
+                (real / most, real.saturating_mul(most))
+            };
+            let possible = least - grid..=most.saturating_add(grid);
+            self.seen.jumps += i64::from(!possible.contains(&virt));
+            self.seen.backward += i64::from(virt < 0 || real < 0);
+        }
+        Ok(now)
+    }
+
+    /// Reads every clock; the second of the samples around it.
+    fn read(&mut self) -> Result<TdfSample, TestError> {
+        let machine = self.machine;
+        let before = self.sample()?;
+        let (system, shared_backward) = self.shared.read(|| machine.system_time_ns());
+        let after = self.sample()?;
+        let wall = machine.wall_clock_ns();
+        let tsc = machine.xen.rdtsc();
+
+        let grid = grid_ns(factor(&before)?).max(grid_ns(factor(&after)?));
+        let known = before.virt_ns - grid..=after.virt_ns + grid;
+        self.seen.jumps += i64::from(!known.contains(&system));
+        self.seen.shared_backward += i64::from(shared_backward);
+        let (system0, wall0, tsc0) = core::mem::replace(&mut self.clocks, (system, wall, tsc));
+        self.seen.backward += i64::from(system < system0 || wall < wall0 || tsc < tsc0);
+        self.seen.reads += 1;
+        Ok(after)
+    }
+
+    /// Whether the wait for the timer is over; counts what is wrong with it.
+    fn is_over(&mut self, armed: &mut Armed) -> Result<bool, TestError> {
+        // In this order: what is pending now was raised before the sample.
+        let fired = self.machine.fired();
+        let now = self.read()?;
+        if fired {
+            self.seen.early += i64::from(now.virt_ns < armed.deadline);
+            return Ok(true);
+        }
+        if now.virt_ns < armed.deadline {
+            return Ok(now.real_ns > armed.since + PATIENCE_REAL_NS);
+        }
+        // From here on it is late, by real time that no change of the factor affects.
+        let due = *armed.due.get_or_insert(now.real_ns);
+        let lost = now.real_ns > due + TIMER_SLACK_REAL_NS;
+        self.seen.lost += i64::from(lost);
+        Ok(lost)
+    }
+
+    /// Arms a timer and waits for it, awake: it is seen to the instant.
+    fn spin(&mut self, via: Via) -> Result<(), TestError> {
+        let now = self.read()?;
+        let lead = self.random.next(LEAD_REAL_NS).cast_signed();
+        let deadline = now.virt_ns.saturating_add(to_virtual_up(factor(&now)?, lead)).max(1);
+        self.machine.arm(deadline, via)?;
+        let mut armed = Armed { deadline, since: now.real_ns, due: None };
+        while !self.is_over(&mut armed)? {}
+        // One that was given up.
+        self.machine.xen.stop_singleshot_timer(self.machine.vcpu)?;
+        Ok(())
+    }
+
+    /// Sleeps, by the timer or (`by_poll`) by the timeout of the sleep itself.
+    ///
+    /// When the factor changes meanwhile is not known, so that only the greatest rate bounds how late
+    /// one may be: a lost one is noticed, a late one by [`Self::spin`].
+    fn nap(&mut self, by_poll: bool) -> Result<(), TestError> {
+        let now = self.read()?;
+        let lead = to_virtual_up(factor(&now)?, self.random.next(LEAD_REAL_NS).cast_signed());
+        let deadline = now.virt_ns.saturating_add(lead.min(NAP_NS));
+        let latest = i64::from(TDF_MAX) * TIMER_SLACK_REAL_NS;
+        if by_poll {
+            self.machine.fired();
+            self.machine.poll_timer(deadline)?;
+        } else {
+            self.machine.arm(deadline, Via::Singleshot)?;
+            self.machine.poll_timer(deadline.saturating_add(2 * latest))?;
+        }
+        let woken = self.read()?.virt_ns;
+        self.seen.early += i64::from(woken < deadline);
+        self.seen.lost += i64::from(woken > deadline.saturating_add(latest));
+        self.machine.xen.stop_singleshot_timer(self.machine.vcpu)?;
+        Ok(())
+    }
+
+    fn all(&mut self, end: i64) -> Result<(), TestError> {
+        while self.sample()?.virt_ns < end {
+            match self.random.next(8) {
+                0 => self.nap(false)?,
+                1 => self.nap(true)?,
+                2 | 3 => self.spin(Via::SetTimerOp)?,
+                _ => self.spin(Via::Singleshot)?,
+            }
+            self.seen.timers += 1;
+        }
+        Ok(())
+    }
+
+    fn rows(&self) -> [Row; 8] {
+        let row =
+            |probe, value, bounds| Row::new(self.machine.vcpu, "CHANGES", probe, value, bounds);
+        let some = 1..=i64::MAX;
+        [
+            row("backward_steps", self.seen.backward, 0..=0),
+            row("shared_backward_steps", self.seen.shared_backward, 0..=0),
+            row("jumps", self.seen.jumps, 0..=0),
+            row("early_timers", self.seen.early, 0..=0),
+            row("lost_timers", self.seen.lost, 0..=0),
+            row("timers", self.seen.timers, some.clone()),
+            row("reads", self.seen.reads, some),
+            // Those that a sample showed; dom0 knows how many there were.
+            row("changes_seen", self.seen.changes, 0..=i64::MAX),
+        ]
+    }
+}
+
+fn attempt<X: Hypercall + Cpu>(
+    machine: &Machine<'_, X>,
+    crew: &dyn Crew<X>,
+    options: ChangesOptions,
+    out: &mut dyn fmt::Write,
+) -> Result<Outcome, TestError> {
+    if let Err(why) = reveal(machine)? {
+        say(out, format_args!("{why}: nothing can be tested"));
+        return Ok(Outcome::Skip);
+    }
+    // For dom0, which need not change anything before.
+    say(out, format_args!("changes begin"));
+    let shared = LastSeen::new();
+    let (rows, failed) = (Mutex::new(Vec::new()), Mutex::new(None));
+    crew.run(true, &|machine| {
+        let mut watch = Watch {
+            machine,
+            shared: &shared,
+            random: Random(options.seed.wrapping_add(machine.vcpu.0.into())),
+            seen: Seen::default(),
+            last: None,
+            clocks: (i64::MIN, i64::MIN, 0),
+        };
+        let mut run = || -> Result<(), TestError> {
+            machine.xen.stop_periodic_timer(machine.vcpu)?;
+            let start = watch.sample()?.virt_ns;
+            watch.all(start.saturating_add_unsigned(options.span_ns))
+        };
+        if let Err(error) = run() {
+            *failed.lock() = Some(error);
+        }
+        rows.lock().extend(watch.rows());
+    })?;
+    let outcome = print(&rows.lock(), out);
+    failed.into_inner().map_or(Ok(outcome), Err)
+}
+
+/// Runs the test; everything it has to say goes to `out`, the result last.
+pub fn run<X: Hypercall + Cpu>(
+    machine: &Machine<'_, X>,
+    crew: &dyn Crew<X>,
+    options: ChangesOptions,
+    out: &mut dyn fmt::Write,
+) -> Outcome {
+    let outcome = attempt(machine, crew, options, out).unwrap_or_else(|error| {
+        say(out, format_args!("changes cannot be tested: {error}"));
+        Outcome::Error
+    });
+    say(out, format_args!("Test result: {outcome}"));
+    outcome
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fake::first_machine;
+    use tdf_xen::fake::{Config, FakeXen, Fault};
+    use tdf_xen::path::PathRow;
+
+    fn test(emulated_tsc: bool, fault: Option<Fault>) -> (Outcome, String) {
+        let config =
+            Config { emulated_tsc, fault, change_every_ns: 1_000_000, ..Config::default() };
+        let xen = FakeXen::new(config);
+        let mut out = String::new();
+        let options = ChangesOptions { span_ns: 20_000_000_000, seed: 7 };
+        let outcome = run(&first_machine(&xen), &xen, options, &mut out);
+        (outcome, out)
+    }
+
+    /// Red rows, of both vCPUs.
+    fn red(out: &str) -> Vec<String> {
+        let rows = out.lines().filter_map(PathRow::parse);
+        rows.filter(|row| !row.pass()).map(|row| row.probe.to_owned()).collect()
+    }
+
+    #[test]
+    fn continuous_time_passes_and_the_factor_does_change() {
+        for emulated in [false, true] {
+            let (outcome, out) = test(emulated, None);
+            assert_eq!(outcome, Outcome::Success, "{emulated}: {out}");
+            let seen =
+                |p| out.lines().filter_map(PathRow::parse).find(|r| r.probe == p).unwrap().value;
+            assert!(seen("changes_seen") > 10 && seen("timers") > 10, "{out}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_change_is_found() {
+        for (fault, must) in [
+            (Fault::ChangeJumps(2_000_000_000), "jumps"),
+            (Fault::ChangeJumps(-2_000_000), "backward_steps"),
+            (Fault::ChangeUnpublished, "jumps"),
+            (Fault::ChangeUnarmed, "early_timers"),
+            (Fault::ChangeUnarmed, "lost_timers"),
+            (Fault::SingleshotOff(3_000_000), "lost_timers"),
+            (Fault::SetTimerOpOff(-500_000), "early_timers"),
+            (Fault::PollOff(-500_000), "early_timers"),
+            (Fault::SecondBehind(1 << 40), "shared_backward_steps@1"),
+        ] {
+            for emulated in [false, true] {
+                // An emulated TSC counts the new time by the old slope, whatever is published.
+                if emulated && fault == Fault::ChangeUnpublished {
+                    continue;
+                }
+                let (outcome, out) = test(emulated, Some(fault));
+                assert_eq!(outcome, Outcome::Failure, "{fault:?}: {out}");
+                assert!(red(&out).iter().any(|p| p == must), "{fault:?} {must}: {out}");
+            }
+        }
+    }
+}
