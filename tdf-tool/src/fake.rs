@@ -7,12 +7,12 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tdf_abi::{GetTdf, TDF_ABI_VERSION, TDF_ACTIVE, TDF_REVEAL, Tdf};
+use tdf_abi::{GetTdf, TDF_ABI_VERSION, TDF_ACTIVE, TDF_AT_REAL, TDF_REVEAL, TDF_WALL_ANCHOR, Tdf};
 use tdf_xen::reading::Reading;
 
 use crate::dom0::{ConsoleEvent, ConsoleId, Dom0, ToolOutput};
 use crate::xen::answering::Request;
-use crate::xen::{Control, DomId, Errno, Hypervisor, Op, TDF_AT_REAL, TDF_WALL_ANCHOR};
+use crate::xen::{Control, DomId, Errno, Hypervisor, Op};
 use crate::xlcfg::Config;
 
 const INTERFACE: u32 = 0x17;

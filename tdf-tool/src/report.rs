@@ -270,7 +270,7 @@ impl Report {
                     row.probe.clone(),
                     row.lo.to_string(),
                     row.value.to_string(),
-                    row.hi.to_string(),
+                    if row.hi == i64::MAX { "any".to_owned() } else { row.hi.to_string() },
                     verdict(row.pass).to_owned(),
                 ]);
             }

@@ -286,7 +286,12 @@ fn configuration(domain: &Domain, seed: u64, assets: &Path) -> Option<String> {
     let (kernel, ramdisk, memory, extra) = match domain.kind {
         Kind::Guest => ("guest", None, GUEST_MEMORY_MIB, ""),
         Kind::Linux => {
-            ("vmlinuz", Some("linux-probe.cgz"), LINUX_MEMORY_MIB, "console=hvc0 quiet ")
+            // A Linux that reads time by a native TSC, which it may choose, is wrong after a change.
+            let extra = match domain.test {
+                Test::Changes => "console=hvc0 quiet clocksource=xen ",
+                _ => "console=hvc0 quiet ",
+            };
+            ("vmlinuz", Some("linux-probe.cgz"), LINUX_MEMORY_MIB, extra)
         }
         Kind::Config(_) => return None,
     };

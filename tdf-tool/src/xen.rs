@@ -9,19 +9,12 @@ use std::fmt;
 use std::mem::{offset_of, size_of};
 
 use tdf_abi::{
-    GetTdf, SetTdf, TDF_ABI_VERSION, TDF_ACTIVE, TDF_REVEAL, Tdf, TdfSample, XEN_DOMCTL_GET_TDF,
-    XEN_DOMCTL_SET_TDF,
+    GetTdf, SetTdf, TDF_ABI_VERSION, TDF_ACTIVE, TDF_AT_REAL, TDF_REVEAL, TDF_WALL_ANCHOR, Tdf,
+    TdfSample, XEN_DOMCTL_GET_TDF, XEN_DOMCTL_SET_TDF,
 };
 
 /// Domctl interface versions of Xen 4.17 (0x15) to 4.22 (0x18).
 pub const INTERFACES: std::ops::RangeInclusive<u32> = 0x15..=0x18;
-
-/// Flags of `set_tdf`: the factor changes at `real_ns`, the wall clock is `wall_ns` then; and where
-/// in the argument the two are.
-pub(crate) const TDF_AT_REAL: u32 = 1 << 1;
-pub(crate) const TDF_WALL_ANCHOR: u32 = 1 << 2;
-const SET_REAL_NS: usize = 16;
-const SET_WALL_NS: usize = 24;
 
 const XEN_DOMCTL_PAUSEDOMAIN: u32 = 3;
 const XEN_DOMCTL_UNPAUSEDOMAIN: u32 = 4;
@@ -80,8 +73,8 @@ impl Domctl {
         domctl.put(DOMCTL_UNION + offset_of!(SetTdf, num), &set.tdf.num().to_ne_bytes());
         domctl.put(DOMCTL_UNION + offset_of!(SetTdf, den), &set.tdf.den().to_ne_bytes());
         domctl.put(DOMCTL_UNION + offset_of!(SetTdf, flags), &set.flags.to_ne_bytes());
-        domctl.put(DOMCTL_UNION + SET_REAL_NS, &set.real_ns.to_ne_bytes());
-        domctl.put(DOMCTL_UNION + SET_WALL_NS, &set.wall_ns.to_ne_bytes());
+        domctl.put(DOMCTL_UNION + offset_of!(SetTdf, real_ns), &set.real_ns.to_ne_bytes());
+        domctl.put(DOMCTL_UNION + offset_of!(SetTdf, wall_ns), &set.wall_ns.to_ne_bytes());
         domctl
     }
 
