@@ -25,6 +25,7 @@ enum Op {
     ToReal,
     Next,
     Scale,
+    Ratio,
     Valid,
     Reduce,
     Parse,
@@ -198,6 +199,18 @@ proptest! {
         prop_assert!(scaled <= exact, "faster than exact");
         prop_assert!(exact < scaled + unit, "a bit was lost");
         prop_assert!(((exact - scaled) as f64 / exact as f64) < 4.7e-10);
+    }
+
+    #[test]
+    fn a_tsc_ratio_is_the_exact_one_rounded_down(
+        (num, den) in factor(),
+        // Any; one that hardware has, with 32 or 48 bits behind the point; none.
+        ratio in prop_oneof![any::<u64>(), 1u64 << 30..1 << 34, 1u64 << 46..1 << 50, Just(0)],
+    ) {
+        let seg = Segment { real0: 0, virt0: 0, num, den };
+        let exact = u128::from(ratio) * u128::from(den) / u128::from(num);
+        let [scaled, ..] = seg.call(Op::Ratio, [ratio as i64, 0, 0]);
+        prop_assert_eq!(scaled as u64, u64::try_from(exact).unwrap_or(u64::MAX));
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use common::{Numbers, Program, folder, put, read};
 
-const IN: usize = 24;
+const IN: usize = 32;
 const OUT: usize = 12;
 type Paths = Program<IN, OUT>;
 
@@ -32,11 +32,23 @@ enum TimePath {
     Singleshot,
     Periodic,
     Watchdog,
+    RunstateArea,
+    Runstate,
 }
 use TimePath::*;
 
-const ALL: [TimePath; 8] =
-    [Record, Rdtsc, Wallclock, Localtime, SetTimerOp, Singleshot, Periodic, Watchdog];
+const ALL: [TimePath; 10] = [
+    Record,
+    Rdtsc,
+    Wallclock,
+    Localtime,
+    SetTimerOp,
+    Singleshot,
+    Periodic,
+    Watchdog,
+    RunstateArea,
+    Runstate,
+];
 
 // Positions in a record of `c/paths.c`.
 const FLAGS: usize = 1;
@@ -45,9 +57,15 @@ const LOCAL_STIME: usize = 4;
 const VTSC_OFFSET: usize = 9;
 const VTSC_LAST: usize = 10;
 const PERIOD: usize = 16;
+/// Time in each runstate, and what it was in R and in V when the segment started.
+const RUNSTATE_TIMES: [usize; 4] = [9, 11, 12, 13];
+const RUNSTATE_REAL: usize = 24;
+const RUNSTATE_VIRT: usize = 28;
 const VTSC: i64 = 1;
 const HVM: i64 = 2;
 const TSC_SOURCE: i64 = 8;
+/// For runstates: no area is registered.
+const SECONDARY: i64 = 32;
 const DILATED: i64 = 512;
 
 /// `XEN_PVCLOCK_TSC_STABLE_BIT`, and where the flags are in the last word of the time record.
@@ -106,6 +124,8 @@ fn build(tree: &Path, name: &str, patched: bool) -> Paths {
                 "tdf_watchdog_deadline",
                 "tdf_period",
                 "tdf_wallclock_base",
+                "runstate_virt",
+                "tdf_runstate",
             ],
         );
         take(&time, &["wallclock_base"]);
@@ -125,16 +145,29 @@ fn build(tree: &Path, name: &str, patched: bool) -> Paths {
     take(&arch_time, &["pv_soft_rdtsc"]);
     take(&time, &["update_domain_wallclock_time", "get_localtime", "get_localtime_us"]);
     take(&core, &["do_set_timer_op", "vcpu_periodic_timer_work_locked", "domain_watchdog"]);
+    // From 4.18 on the area is common code.
+    match source("common/domain.c") {
+        common if common.contains("bool update_runstate_area(") => {
+            take(&common, &["update_runstate_area"]);
+        }
+        _ => take(&source("arch/x86/domain.c"), &["update_runstate_area"]),
+    }
     put(&folder, "extracted.h", &code);
 
     let public = source("include/public/xen.h");
     let stable = public.lines().find(|line| line.contains("define XEN_PVCLOCK_TSC_STABLE_BIT"));
     let record = cut(&public, "struct vcpu_time_info {");
-    put(&folder, "extracted-types.h", &format!("{record};\n{}\n", stable.unwrap()));
+    let vcpu = source("include/public/vcpu.h");
+    let runstate = cut(&vcpu, "struct vcpu_runstate_info {");
+    let types = format!("{record};\n{}\n{runstate};\n", stable.unwrap());
+    put(&folder, "extracted-types.h", &types);
     let domain = source("common/domain.c");
     let singleshot = cut(&domain, "case VCPUOP_set_singleshot_timer:");
     let block = &singleshot[singleshot.find('{').unwrap()..];
     put(&folder, "extracted-singleshot.h", &format!("{block}\n"));
+    let runstate = cut(&domain, "case VCPUOP_get_runstate_info:");
+    let block = &runstate[runstate.find('{').unwrap()..];
+    put(&folder, "extracted-runstate.h", &format!("{block}\n"));
 
     put(&folder, "xen/types.h", "#include <stdbool.h>\n#include <stdint.h>\n");
     put(&folder, "xen/errno.h", "#define ENOSYS 38\n");
@@ -204,6 +237,16 @@ fn record(numbers: &mut Numbers, path: TimePath, seg: Segment) -> [i64; IN] {
     record[15] = numbers.below(1 << 32) as i64;
     record[18] = numbers.long(34) as i64;
     record[19] = numbers.below(1_000_000_000) as i64;
+    if matches!(path, RunstateArea | Runstate) {
+        // Entered in this segment, after some time in each state before it.
+        record[LOCAL_STIME] = seg.real0 + numbers.long(40) as i64;
+        record[NOW] = record[LOCAL_STIME] + numbers.long(40) as i64;
+        for (i, time) in RUNSTATE_TIMES.into_iter().enumerate() {
+            record[RUNSTATE_REAL + i] = numbers.long(50) as i64;
+            record[RUNSTATE_VIRT + i] = numbers.long(50) as i64;
+            record[time] = record[RUNSTATE_REAL + i] + numbers.long(40) as i64;
+        }
+    }
     [record[20], record[21], record[22], record[23]] = [seg.real0, seg.virt0, seg.num, seg.den];
     // Times that the guest asks for are V: around its own now, far from it, or nonsense.
     let virt = seg.virt(record[NOW]);
@@ -285,8 +328,11 @@ fn a_dilated_domain_gets_what_stock_would_give_it_in_virtual_time() {
 
             let mut stock = record;
             stock[FLAGS] &= !DILATED;
-            stock[NOW] = seg.virt(record[NOW]);
-            stock[LOCAL_STIME] = seg.virt(record[LOCAL_STIME]);
+            // Xen keeps runstates in R, and converts what it shows.
+            if !matches!(path, RunstateArea | Runstate) {
+                stock[NOW] = seg.virt(record[NOW]);
+                stock[LOCAL_STIME] = seg.virt(record[LOCAL_STIME]);
+            }
             match path {
                 // The bit is withheld: it makes user space rely on what Xen cannot refresh.
                 Record => stock[FLAGS] &= !TSC_SOURCE,
@@ -361,6 +407,14 @@ fn a_dilated_domain_gets_what_stock_would_give_it_in_virtual_time() {
                     if expected[timer] & 2 != 0 {
                         expected[timer + 1] = seg.real(expected[timer + 1]);
                     }
+                }
+            }
+            RunstateArea if record[FLAGS] & SECONDARY != 0 => {}
+            RunstateArea | Runstate => {
+                expected[1] = seg.virt(expected[1]);
+                for (i, time) in expected[2..6].iter_mut().enumerate() {
+                    let (real0, virt0) = (record[RUNSTATE_REAL + i], record[RUNSTATE_VIRT + i]);
+                    *time = Segment { real0, virt0, ..seg }.virt(*time);
                 }
             }
             _ => {}

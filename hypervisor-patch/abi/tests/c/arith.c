@@ -7,7 +7,8 @@
 #include <stdio.h>
 #include <xen/tdf-math.h>
 
-enum { TO_VIRT, TO_REAL, NEXT, SCALE, VALID, REDUCE, PARSE, START, CHANGE, READ };
+enum { TO_VIRT, TO_REAL, NEXT, SCALE, RATIO, VALID, REDUCE, PARSE, START, CHANGE,
+       READ };
 
 /* Numbers are op, real0, virt0, num, den and up to three operands. */
 #define IN 8
@@ -55,6 +56,10 @@ int main(void)
             out[1] = shift;
             break;
         }
+
+        case RATIO:
+            out[0] = tdf_ratio(&seg, in[5]);
+            break;
 
         case VALID:
             out[0] = tdf_factor_valid(num, den);

@@ -22,12 +22,25 @@ static long vcpuop_singleshot(struct vcpu *v, void *arg)
     return rc;
 }
 
+static long vcpuop_runstate(struct vcpu *v, void *arg)
+{
+    long rc = 0;
+
+    switch ( 0 )
+    {
+    default:
+#include "extracted-runstate.h"
+    }
+
+    return rc;
+}
+
 enum { RECORD, RDTSC, WALLCLOCK, LOCALTIME, SET_TIMER_OP, SINGLESHOT, PERIODIC,
-       WATCHDOG };
+       WATCHDOG, RUNSTATE_AREA, RUNSTATE };
 enum { VTSC = 1, HVM = 2, SCALING = 4, TSC_SOURCE = 8, FORCE = 16,
        SECONDARY = 32, KERNEL = 64, PV32 = 128, REPEAT = 256, DILATED = 512 };
 
-#define IN 24
+#define IN 32
 #define OUT 12
 
 int main(void)
@@ -43,6 +56,7 @@ int main(void)
         struct domain dom = {
             .hvm = flags & HVM,
             .pv32 = flags & PV32,
+            .assist = flags & KERNEL,
             .shared_info = &shared,
             .time_offset.seconds = in[14],
             .watchdog_inuse_map = in[15] & 3,
@@ -67,6 +81,11 @@ int main(void)
                 .flags = flags & KERNEL ? TF_kernel_mode : 0,
                 .hvm = { .stime_offset = in[11], .cache_tsc_offset = in[13] },
             },
+        };
+        v->runstate = (struct vcpu_runstate_info){
+            .state = in[15] & 3,
+            .state_entry_time = in[4],
+            .time = { in[9], in[11], in[12], in[13] },
         };
         now = in[2];
         this_cpu_cpu_time = (struct cpu_time){
@@ -93,6 +112,11 @@ int main(void)
             /* dom0 has set the host's clock since. */
             wc_sec += 1000;
             wc_nsec /= 2;
+            for ( int i = 0; i < 4; i++ )
+            {
+                v->tdf.runstate[i].real = in[24 + i];
+                v->tdf.runstate[i].virt = in[28 + i];
+            }
         }
 #endif
         memset(out, 0, sizeof(out));
@@ -151,7 +175,37 @@ int main(void)
             break;
         }
 
-        if ( in[0] >= SET_TIMER_OP )
+        if ( in[0] == RUNSTATE_AREA || in[0] == RUNSTATE )
+        {
+            struct vcpu_runstate_info area = {};
+            struct compat_vcpu_runstate_info compat = {};
+
+            raw_bytes = 0;
+            if ( in[0] == RUNSTATE )
+                out[6] = vcpuop_runstate(v, &area);
+            else
+            {
+                if ( flags & SECONDARY )
+                    ;
+                else if ( flags & PV32 )
+                    v->runstate_guest.compat.p = &compat;
+                else
+                    v->runstate_guest.native.p = &area;
+                out[6] = update_runstate_area(v);
+                if ( flags & PV32 )
+                {
+                    area.state = compat.state;
+                    area.state_entry_time = compat.state_entry_time;
+                    memcpy(area.time, compat.time, sizeof(area.time));
+                }
+            }
+            out[0] = area.state;
+            out[1] = area.state_entry_time;
+            memcpy(out + 2, area.time, sizeof(area.time));
+            out[7] = raw_bytes;
+        }
+
+        if ( in[0] >= SET_TIMER_OP && in[0] <= WATCHDOG )
         {
             const struct timer *timers[] = {
                 &v->singleshot_timer, &v->periodic_timer,

@@ -72,7 +72,18 @@ static void set_timer(struct timer *t, s_time_t expires)
 static s_time_t now;
 s_time_t get_s_time(void) { return now; }
 
-#include "extracted-types.h" /* vcpu_time_info, and its flags */
+#define xen_mk_ullong(x) x ## ULL
+#include "extracted-types.h" /* vcpu_time_info, its flags, vcpu_runstate_info */
+
+struct compat_vcpu_runstate_info
+{
+    int32_t state;
+    uint64_t state_entry_time, time[4];
+} __attribute__(( packed ));
+#define XLAT_vcpu_runstate_info(to, from) \
+    (*(to) = (struct compat_vcpu_runstate_info){ \
+        (from)->state, (from)->state_entry_time, \
+        { (from)->time[0], (from)->time[1], (from)->time[2], (from)->time[3] } })
 
 struct vcpu_set_singleshot_timer { uint64_t timeout_abs_ns; uint32_t flags; };
 struct time_scale { int shift; u32 mul_frac; };
@@ -97,7 +108,7 @@ struct cpu_user_regs { int none; };
 
 struct domain
 {
-    bool hvm, pv32;
+    bool hvm, pv32, assist;
     struct shared_info *shared_info;
     struct { int64_t seconds; } time_offset;
     spinlock_t watchdog_lock;
@@ -123,6 +134,13 @@ struct vcpu
     int processor;
     spinlock_t periodic_timer_lock;
     s_time_t periodic_period, periodic_last_event;
+    struct vcpu_runstate_info runstate;
+    union {
+        struct { struct vcpu_runstate_info *p; } native;
+        struct { struct compat_vcpu_runstate_info *p; } compat;
+    } runstate_guest;
+    struct { struct vcpu_runstate_info *map; } runstate_guest_area; /* 4.18 */
+    bool runstate_guest_area_compat;
     struct timer periodic_timer, singleshot_timer;
     struct {
         unsigned long flags;
@@ -142,6 +160,42 @@ static struct vcpu the_vcpu;
 #define is_pv_32bit_domain(d) ((d)->pv32)
 #define has_32bit_shinfo(d) ((d)->pv32)
 #define copy_from_guest(ptr, arg, n) (memcpy(ptr, arg, sizeof(*(ptr)) * (n)), 0)
+static unsigned long raw_copy_to_guest(void *to, const void *from, size_t n)
+{
+    memcpy(to, from, n);
+
+    return 0;
+}
+#define copy_to_guest(arg, ptr, n) \
+    raw_copy_to_guest(arg, ptr, sizeof(*(ptr)) * (n))
+#define __copy_to_guest(handle, ptr, n) copy_to_guest((handle).p, ptr, n)
+
+/* The update flag travels in a byte of its own, before and after the rest. */
+static int raw_bytes;
+static unsigned long __raw_copy_to_guest(void *to, const void *from, size_t n)
+{
+    raw_bytes = raw_bytes << 8 | *(const uint8_t *)from;
+
+    return raw_copy_to_guest(to, from, n);
+}
+#define __user
+#define write_atomic(p, x) (*(p) = (x))
+#define ARRAY_SIZE(x) (sizeof(x) / sizeof((x)[0]))
+#define VM_ASSIST(d, flag) ((d)->assist)
+#define runstate_guest(v) ((v)->runstate_guest.native)
+#define guest_handle_is_null(handle) ((handle).p == NULL)
+struct guest_memory_policy { bool nested_guest_mode; };
+static void update_guest_memory_policy(struct vcpu *v,
+                                       struct guest_memory_policy *policy) {}
+static void vcpu_runstate_get(const struct vcpu *v,
+                              struct vcpu_runstate_info *runstate)
+{
+    s_time_t delta = now - v->runstate.state_entry_time;
+
+    *runstate = v->runstate;
+    if ( delta > 0 )
+        runstate->time[runstate->state] += delta;
+}
 
 static bool hvm_tsc_scaling_supported, tsc_is_clocksource, secondary_done;
 static struct vcpu_time_info secondary;
