@@ -174,7 +174,12 @@ fn build(tree: &Path, name: &str, patched: bool) -> Paths {
     put(&folder, "xen/time.h", include_str!("c/time.h"));
     put(&folder, "xen.h", include_str!("c/xen.h"));
     put(&folder, "paths.c", include_str!("c/paths.c"));
-    let mut options = vec!["-fno-sanitize=undefined", "-fwrapv", "-Wno-unused-variable"];
+    let mut options = vec![
+        "-fno-sanitize=undefined",
+        "-fwrapv",
+        "-Wno-unused-variable",
+        "-Wno-address-of-packed-member",
+    ];
     if patched {
         options.push("-DPATCHED");
     }
