@@ -16,6 +16,7 @@ use core::fmt;
 
 use spin::Mutex;
 use tdf_abi::{TDF_MAX, Tdf, TdfSample};
+use tdf_xen::abi::{RUNSTATE_OFFLINE, RUNSTATE_RUNNABLE};
 use tdf_xen::hypercall::{Hypercall, Xen};
 
 use crate::cmdline::ChangesOptions;
@@ -159,6 +160,13 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
         Ok(())
     }
 
+    /// Virtual time for which this vCPU could have run and might not, because others did or because the
+    /// domain was paused for a change.
+    fn stolen(&self) -> Result<i64, TestError> {
+        let time = self.machine.xen.runstate(self.machine.vcpu)?.time_ns;
+        Ok(time[RUNSTATE_RUNNABLE].wrapping_add(time[RUNSTATE_OFFLINE]).cast_signed())
+    }
+
     /// Sleeps, by the timer or (`by_poll`) by the timeout of the sleep itself.
     ///
     /// When the factor changes meanwhile is not known, so that only the greatest rate bounds how late
@@ -168,6 +176,7 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
         let lead = to_virtual_up(factor(&now)?, self.random.next(LEAD_REAL_NS).cast_signed());
         let deadline = now.virt_ns.saturating_add(lead.min(NAP_NS));
         let latest = i64::from(TDF_MAX) * TIMER_SLACK_REAL_NS;
+        let stolen = self.stolen()?;
         if by_poll {
             self.machine.fired();
             self.machine.poll_timer(deadline)?;
@@ -177,7 +186,8 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
         }
         let woken = self.read()?.virt_ns;
         self.seen.early += i64::from(woken < deadline);
-        self.seen.lost += i64::from(woken > deadline.saturating_add(latest));
+        let stolen = self.stolen()?.wrapping_sub(stolen);
+        self.seen.lost += i64::from(woken > deadline.saturating_add(latest).saturating_add(stolen));
         self.machine.xen.stop_singleshot_timer(self.machine.vcpu)?;
         Ok(())
     }

@@ -9,7 +9,7 @@ use core::ptr::{self, NonNull};
 use linked_list_allocator::Heap;
 use spin::Mutex;
 
-/// Bytes of it: the readings of the longest self-test twice over.
+/// Bytes of it: the readings of the longest self-test twice over, or rows and the other vCPUs' stacks.
 const SIZE: usize = 512 * 1024;
 
 #[repr(C, align(4096))]

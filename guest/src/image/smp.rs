@@ -96,8 +96,9 @@ impl Worker {
     }
 
     fn give(&self, job: Job<'static>) -> Result<(), XenError> {
-        *self.job.lock() = Some(job);
+        // In this order: the worker may be awake, and quick.
         self.busy.store(true, Ordering::Release);
+        *self.job.lock() = Some(job);
         Native.notify(self.wake)
     }
 
@@ -164,21 +165,27 @@ impl Vcpus {
 
 impl Crew<Native> for Vcpus {
     fn run(&self, together: bool, job: Job<'_>) -> Result<(), XenError> {
-        // SAFETY: only the lifetime changes: no worker is busy with the job any more when this
-        // returns, unless Xen refuses to notify or to wait, which is the end of the test.
+        // SAFETY: only the lifetime changes: this returns only when no worker is busy with the job any
+        // more. A worker that cannot be reached ends the domain.
         let job = unsafe { mem::transmute::<Job<'_>, Job<'static>>(job) };
+        let must = |result: Result<(), XenError>| {
+            result.unwrap_or_else(|error| panic!("another vCPU cannot be reached: {error}"));
+        };
         if !together {
             job(self.machine);
         }
         for worker in &self.workers {
-            worker.give(job)?;
+            must(worker.give(job));
             if !together {
-                worker.wait(self.machine)?;
+                must(worker.wait(self.machine));
             }
         }
         if together {
             job(self.machine);
         }
-        self.workers.iter().try_for_each(|worker| worker.wait(self.machine))
+        for worker in &self.workers {
+            must(worker.wait(self.machine));
+        }
+        Ok(())
     }
 }

@@ -70,8 +70,6 @@ pub const PAGE_SIZE: usize = 4096;
 pub const VCPUOP_INITIALISE: u32 = 0;
 /// `VCPUOP_up`: lets a vCPU run.
 pub const VCPUOP_UP: u32 = 1;
-/// `VCPUOP_down`: ends that.
-pub const VCPUOP_DOWN: u32 = 2;
 /// `VCPUOP_is_up`: whether a vCPU may run, and whether it exists.
 pub const VCPUOP_IS_UP: u32 = 3;
 /// `VCPUOP_get_runstate_info`.

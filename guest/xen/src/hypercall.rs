@@ -288,16 +288,6 @@ pub trait Xen: Hypercall {
             .map(drop)
     }
 
-    /// Keeps `vcpu` from running.
-    ///
-    /// # Errors
-    /// What Xen answers.
-    fn vcpu_down(&self, vcpu: Vcpu) -> Result<(), XenError> {
-        // SAFETY: takes no address.
-        check(unsafe { self.call(NR_VCPU_OP, [VCPUOP_DOWN as usize, vcpu.0 as usize, 0, 0, 0]) })
-            .map(drop)
-    }
-
     /// Whether the domain has a `vcpu`.
     fn vcpu_exists(&self, vcpu: Vcpu) -> bool {
         // SAFETY: takes no address.
