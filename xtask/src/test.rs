@@ -132,6 +132,9 @@ impl Tests {
                 passes(&lab::run(&options)?)
             });
         }
+        for scenario in ["paths", "changes"] {
+            tally.case(&format!("lab: {scenario}"), || passes(&lab::run(&self.options(scenario))?));
+        }
         tally.case("lab: commands typed in dom0", || {
             let outcome = lab::run(&self.options(lab::COMMANDS))?;
             print!("{}", outcome.table);
