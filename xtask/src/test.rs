@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use serde_json::Value;
 use tdf_abi::Tdf;
 
@@ -140,6 +141,13 @@ impl Tests {
             print!("{}", outcome.table);
             passes(&outcome)
         });
+        // A given Xen is of one version, which may not be the other base's.
+        let others = Base::value_variants().iter().filter(|&&b| b != self.base);
+        for &base in others.filter(|_| self.source.is_none()) {
+            tally.case(&format!("lab: clocks on {base}"), || {
+                passes(&lab::run(&lab::Options::new(base))?)
+            });
+        }
         tally.case("lab: a default built into Xen dilates plain xl domains", || {
             let default_tdf = DEFAULT_TDF.parse()?;
             passes(&lab::run(&lab::Options { default_tdf, ..self.options("default20") })?)
