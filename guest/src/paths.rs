@@ -39,6 +39,9 @@ const WAIT_REAL_NS: i64 = 2_000_000_000;
 const SPIN_REAL_NS: i64 = 20_000_000;
 /// Real time for which all vCPUs read the clock together, ns.
 const TOGETHER_REAL_NS: i64 = 2_000_000;
+/// How far beyond the limit of `set_timer_op`, 2^50 ns, the deadline of the probe `far` lies: more than
+/// passes between reading the clock and Xen's looking at it.
+const BEYOND_NS: i64 = 5_000_000;
 /// `set_timer_op`: a deadline that is negative or too far away means so many ns from now.
 const FAR_NS: i64 = 100_000_000;
 /// Period of the tick that every PV vCPU starts with, ns.
@@ -324,7 +327,9 @@ impl<'m, X: Hypercall + Cpu> Probes<'m, X> {
         })?;
         // In real time, that is.
         let soon = FAR_NS <= self.real(10 * WAIT_REAL_NS);
-        let far = |now: i64| now.saturating_add(1 << 51).cast_unsigned();
+        // Just beyond the limit, so that it shows in which time Xen takes the difference: in real time
+        // the deadline of a domain that lags by more than this is not too far away.
+        let far = |now: i64| now.saturating_add((1 << 50) + BEYOND_NS).cast_unsigned();
         if soon {
             self.fires("P8", "far", Some(FAR_NS), |xen, now| Ok(xen.set_timer_op(far(now))?))?;
             self.fires("P8", "negative", Some(FAR_NS), |xen, _| {
