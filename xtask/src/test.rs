@@ -18,6 +18,9 @@ use crate::{tidy, xen};
 /// Factors with which the default lab must pass, besides the scenario's own.
 const FACTORS: &[&str] = &["1", "2", "2.5", "100", "1000", "1/2"];
 
+/// Longest virtual time from the kernel's first line to the start of its self-test, at TDF 1.
+const BOOT_LIMIT_NS: u64 = 5_000_000;
+
 /// The factor that the test builds into the hypervisor; the scenario `default20` expects it.
 const DEFAULT_TDF: &str = "20";
 
@@ -105,7 +108,15 @@ impl Tests {
 
     fn lab(&self, tally: &mut Tally) {
         tally.case("lab: bare, our kernel as the initial domain", || {
-            passes(&lab::run(&self.options(lab::BARE))?)
+            let outcome = lab::run(&self.options(lab::BARE))?;
+            passes(&outcome)?;
+            let boot = outcome.table.lines().find_map(|l| l.split_once("boot_ns=")?.1.parse().ok());
+            let boot: u64 = boot.context("the kernel does not say how long it took to boot")?;
+            ensure!(
+                boot <= BOOT_LIMIT_NS,
+                "the kernel took {boot} ns to boot, {BOOT_LIMIT_NS} are allowed"
+            );
+            Ok(())
         });
         tally.case("lab: clocks, twice the same", || {
             let first = lab::run(&self.options("clocks"))?;
