@@ -388,7 +388,7 @@ mod tests {
             (Fault::CreateHalf, "`xl create -p -f guest.cfg` failed"),
             (Fault::Set(libc::EPERM), "stay at TDF 1"),
             (Fault::Set(libc::EINVAL), "does not take TDF 5/2"),
-            (Fault::Set(libc::EOPNOTSUPP), "cannot dilate this kind"),
+            (Fault::Set(libc::EOPNOTSUPP), "cannot dilate domain"),
             (Fault::Set(libc::ESRCH), "no domain with the id"),
             (Fault::SetIgnored, "Xen reports 1"),
             (Fault::Unpause, "`xl unpause web` failed"),

@@ -735,7 +735,7 @@ mod tests {
     fn a_hypervisor_that_misbehaves_fails() {
         fails(|m| m.fault = Some(Fault::Jump), "virtual time is 3 ns off its own segment");
         fails(|m| m.fault = Some(Fault::NoPatch), "no time dilation");
-        fails(|m| m.fault = Some(Fault::Set(libc::EOPNOTSUPP)), "cannot dilate this kind");
+        fails(|m| m.fault = Some(Fault::Set(libc::EOPNOTSUPP)), "cannot dilate domain");
         fails(|m| m.fault = Some(Fault::NoConsole), "is xenconsoled running?");
         fails(|m| m.fault = Some(Fault::Unpause), "`xl unpause native` failed");
     }

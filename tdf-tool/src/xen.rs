@@ -200,8 +200,8 @@ impl fmt::Display for XenError {
             ),
             Self::Unsupported(id) => write!(
                 f,
-                "Xen cannot dilate this kind of domain (domain {id}): only PV guests can be dilated \
-                 by this hypervisor"
+                "Xen cannot dilate domain {id}: it is of a kind whose clocks the hypervisor's patches \
+                 do not cover (hypervisor-patch/README.md names them)"
             ),
             Self::Abi(theirs) => write!(
                 f,
