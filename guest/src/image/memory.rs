@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The pages that this kernel shares: where they are and how they become visible.
 
+use core::cell::UnsafeCell;
 use core::ptr;
 
 use tdf_guest::machine::Machine;
@@ -15,14 +16,14 @@ use super::xen::Native;
 
 unsafe extern "C" {
     /// A page of the image, over which the shared info page is mapped.
-    static mut SHARED_INFO: shared_info;
+    static SHARED_INFO: UnsafeCell<shared_info>;
     /// Where the image, and with it pseudo-physical memory, begins.
     static VIRT_BASE: u8;
 }
 
 /// The shared info page; a page of zeros until [`machine`] has mapped it.
 pub fn shared() -> *mut shared_info {
-    &raw mut SHARED_INFO
+    UnsafeCell::raw_get(&raw const SHARED_INFO)
 }
 
 /// Maps the shared info page.
