@@ -11,6 +11,7 @@ use core::ptr;
 use tdf_abi::{TdfSample, VCPUOP_TDF_SAMPLE};
 
 use crate::abi::*;
+use crate::grant::{CopyOp, GrantOpError, GrantStatus};
 
 /// Something that carries hypercalls to Xen.
 pub trait Hypercall {
@@ -207,6 +208,203 @@ pub trait Xen: Hypercall {
         let args = [EVTCHNOP_SEND as usize, input(&arg), 0, 0, 0];
         // SAFETY: Xen reads the argument.
         check(unsafe { self.call(NR_EVENT_CHANNEL_OP, args) }).map(drop)
+    }
+
+    /// A port that `remote` may bind its end of a channel to.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn evtchn_alloc_unbound(&self, remote: DomId) -> Result<Port, XenError> {
+        let mut arg = EvtchnAllocUnbound { dom: DOMID_SELF, remote, port: Port(0) };
+        let args = [EVTCHNOP_ALLOC_UNBOUND as usize, output(&mut arg), 0, 0, 0];
+        // SAFETY: Xen reads and writes the argument.
+        check(unsafe { self.call(NR_EVENT_CHANNEL_OP, args) })?;
+        Ok(arg.port)
+    }
+
+    /// Our end of the channel that `remote` has offered as its port `remote_port`.
+    ///
+    /// Xen leaves the new port pending once, for what was sent before it was bound.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn evtchn_bind_interdomain(&self, remote: DomId, remote_port: Port) -> Result<Port, XenError> {
+        let mut arg = EvtchnBindInterdomain { remote, remote_port, local_port: Port(0) };
+        let args = [EVTCHNOP_BIND_INTERDOMAIN as usize, output(&mut arg), 0, 0, 0];
+        // SAFETY: Xen reads and writes the argument.
+        check(unsafe { self.call(NR_EVENT_CHANNEL_OP, args) })?;
+        Ok(arg.local_port)
+    }
+
+    /// Gives a port back.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn evtchn_close(&self, port: Port) -> Result<(), XenError> {
+        let arg = EvtchnClose { port };
+        let args = [EVTCHNOP_CLOSE as usize, input(&arg), 0, 0, 0];
+        // SAFETY: Xen reads the argument.
+        check(unsafe { self.call(NR_EVENT_CHANNEL_OP, args) }).map(drop)
+    }
+
+    /// Makes the domain's grant table as many frames long as `frames` is, and says which they are.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn gnttab_setup_table(&self, frames: &mut [u64]) -> Result<(), GrantOpError> {
+        let mut arg = GnttabSetupTable {
+            dom: DOMID_SELF,
+            nr_frames: u32::try_from(frames.len()).map_err(|_| XenError::Invalid)?,
+            status: GrantStatus::UNDONE.0,
+            frame_list: frames.as_mut_ptr().expose_provenance() as u64,
+        };
+        let args = [GNTTABOP_SETUP_TABLE as usize, output(&mut arg), 1, 0, 0];
+        // SAFETY: Xen reads and writes the argument, and writes `frames.len()` frames.
+        check(unsafe { self.call(NR_GRANT_TABLE_OP, args) })?;
+        Ok(GrantStatus(arg.status).result()?)
+    }
+
+    /// Frames that the grant table has, and how many it may have.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn gnttab_query_size(&self) -> Result<(u32, u32), GrantOpError> {
+        let status = GrantStatus::UNDONE.0;
+        let mut arg = GnttabQuerySize { dom: DOMID_SELF, nr_frames: 0, max_nr_frames: 0, status };
+        let args = [GNTTABOP_QUERY_SIZE as usize, output(&mut arg), 1, 0, 0];
+        // SAFETY: Xen reads and writes the argument.
+        check(unsafe { self.call(NR_GRANT_TABLE_OP, args) })?;
+        GrantStatus(arg.status).result()?;
+        Ok((arg.nr_frames, arg.max_nr_frames))
+    }
+
+    /// Copies all of `ops`, and notes in each how it went.
+    ///
+    /// # Safety
+    /// Each own frame that an op writes to must be memory that the caller may have overwritten, each
+    /// that it reads from must hold nothing that the peer may not see.
+    ///
+    /// # Errors
+    /// What Xen answers if it did not get through the list; the ops that it did not reach are still
+    /// [`GrantStatus::UNDONE`].
+    unsafe fn gnttab_copy(&self, ops: &mut [CopyOp]) -> Result<(), XenError> {
+        let at = ops.as_mut_ptr().expose_provenance();
+        let args = [GNTTABOP_COPY as usize, at, ops.len(), 0, 0];
+        // SAFETY: Xen reads and writes the ops; the caller vouches for the frames.
+        check(unsafe { self.call(NR_GRANT_TABLE_OP, args) }).map(drop)
+    }
+
+    /// Maps the page that `dom` calls `gref` at `host_addr`, for reading and writing.
+    ///
+    /// # Safety
+    /// The page at `host_addr` must be the caller's, who from now on finds a page there that the peer
+    /// writes whenever it likes: it is for volatile or atomic access only. A page table must exist.
+    ///
+    /// # Errors
+    /// What Xen answers; nothing is mapped then.
+    unsafe fn gnttab_map(
+        &self,
+        dom: DomId,
+        gref: GrantRef,
+        host_addr: usize,
+    ) -> Result<GrantHandle, GrantOpError> {
+        let mut arg = GnttabMapGrantRef {
+            host_addr: host_addr as u64,
+            flags: GNTMAP_HOST_MAP,
+            gref,
+            dom,
+            status: GrantStatus::UNDONE.0,
+            handle: GrantHandle(0),
+            dev_bus_addr: 0,
+        };
+        let args = [GNTTABOP_MAP_GRANT_REF as usize, output(&mut arg), 1, 0, 0];
+        // SAFETY: Xen reads and writes the argument; the caller owns the address.
+        check(unsafe { self.call(NR_GRANT_TABLE_OP, args) })?;
+        GrantStatus(arg.status).result()?;
+        Ok(arg.handle)
+    }
+
+    /// Undoes [`Self::gnttab_map`]; nothing is mapped at the address afterwards.
+    ///
+    /// # Safety
+    /// `host_addr` is the address that `handle` was mapped at, and nobody uses it any more.
+    ///
+    /// # Errors
+    /// What Xen answers; the page is still mapped then.
+    unsafe fn gnttab_unmap(
+        &self,
+        handle: GrantHandle,
+        host_addr: usize,
+    ) -> Result<(), GrantOpError> {
+        let mut arg = GnttabUnmapGrantRef {
+            host_addr: host_addr as u64,
+            dev_bus_addr: 0,
+            handle,
+            status: GrantStatus::UNDONE.0,
+        };
+        let args = [GNTTABOP_UNMAP_GRANT_REF as usize, output(&mut arg), 1, 0, 0];
+        // SAFETY: Xen reads and writes the argument; the caller gives up the mapping.
+        check(unsafe { self.call(NR_GRANT_TABLE_OP, args) })?;
+        Ok(GrantStatus(arg.status).result()?)
+    }
+
+    /// Writes entries of page tables, in order.
+    ///
+    /// # Safety
+    /// The caller must own every page whose mapping changes.
+    ///
+    /// # Errors
+    /// What Xen answers to the first update that it refuses; those before it are done.
+    unsafe fn mmu_update(&self, updates: &[MmuUpdate]) -> Result<(), XenError> {
+        let at = updates.as_ptr().expose_provenance();
+        let args = [at, updates.len(), 0, DOMID_SELF.0.into(), 0];
+        // SAFETY: Xen reads the updates; the caller vouches for what they say.
+        check(unsafe { self.call(NR_MMU_UPDATE, args) }).map(drop)
+    }
+
+    /// One `MMUEXT_*` operation of this domain.
+    ///
+    /// # Safety
+    /// As the operation demands.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    unsafe fn mmuext_op(&self, cmd: u32, arg1: u64) -> Result<(), XenError> {
+        let op = MmuextOp { cmd, arg1, arg2: 0 };
+        // SAFETY: Xen reads the operation; the caller vouches for it.
+        let result = unsafe { self.call(NR_MMUEXT_OP, [input(&op), 1, 0, DOMID_SELF.0.into(), 0]) };
+        check(result).map(drop)
+    }
+
+    /// Makes `frame`, which is mapped nowhere for writing, a page table of `level` (1 to 4) for good.
+    ///
+    /// # Errors
+    /// What Xen answers, above all if an entry of the table is one that it does not allow.
+    fn pin_table(&self, level: u32, frame: Mfn) -> Result<(), XenError> {
+        let cmd = match level {
+            1..=4 => MMUEXT_PIN_L1_TABLE + level - 1,
+            _ => return Err(XenError::Invalid),
+        };
+        // SAFETY: changes no mapping; Xen checks the table.
+        unsafe { self.mmuext_op(cmd, frame.0) }
+    }
+
+    /// Undoes [`Self::pin_table`].
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn unpin_table(&self, frame: Mfn) -> Result<(), XenError> {
+        // SAFETY: changes no mapping; a table that is in use stays one.
+        unsafe { self.mmuext_op(MMUEXT_UNPIN_TABLE, frame.0) }
+    }
+
+    /// Forgets every translation of this vCPU.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn flush_tlb(&self) -> Result<(), XenError> {
+        // SAFETY: changes no mapping.
+        unsafe { self.mmuext_op(MMUEXT_TLB_FLUSH_LOCAL, 0) }
     }
 
     /// Sleeps until an event is pending on one of `ports`, masked or not; may wake without one.
@@ -421,5 +619,42 @@ mod tests {
         assert_eq!(calls[0], (15, [usize::MAX, 0, 0, 0, 0]));
         assert_eq!(calls[1], (24, [7, 3, 0, 0, 0]));
         assert_eq!((calls[2].0, &calls[2].1[..2]), (18, &[0, 3][..]));
+    }
+
+    #[test]
+    fn grants_channels_and_page_tables_are_those_of_the_public_headers() {
+        let xen = recorder(0);
+        xen.evtchn_alloc_unbound(DomId(7)).unwrap();
+        xen.evtchn_bind_interdomain(DomId(7), Port(9)).unwrap();
+        xen.evtchn_close(Port(9)).unwrap();
+        // SAFETY: the recorder does nothing.
+        unsafe {
+            xen.gnttab_copy(&mut []).unwrap();
+            xen.mmu_update(&[MmuUpdate { ptr: 0, val: 0 }]).unwrap();
+        }
+        xen.pin_table(1, Mfn(5)).unwrap();
+        assert_eq!(xen.pin_table(0, Mfn(5)), Err(XenError::Invalid));
+        assert_eq!(xen.pin_table(5, Mfn(5)), Err(XenError::Invalid));
+        xen.flush_tlb().unwrap();
+        let calls = xen.calls.into_inner();
+        let ops: Vec<_> = calls.iter().map(|(number, args)| (*number, args[0])).collect();
+        assert_eq!(ops[..4], [(32, 6), (32, 0), (32, 3), (20, 5)]);
+        assert_eq!(calls[3].1[2..], [0, 0, 0]);
+        assert_eq!((calls[4].0, &calls[4].1[1..]), (1, &[1, 0, 0x7ff0, 0][..]));
+        assert_eq!((calls[5].0, &calls[5].1[1..]), (26, &[1, 0, 0x7ff0, 0][..]));
+    }
+
+    /// Xen did what it was asked, but says nothing of how it went.
+    #[test]
+    fn a_grant_that_xen_did_not_reach_is_no_success() {
+        let xen = recorder(0);
+        let undone = Err(GrantOpError::Status(GrantStatus::UNDONE));
+        assert_eq!(xen.gnttab_setup_table(&mut [0; 2]), undone);
+        assert_eq!(xen.gnttab_query_size().map(drop), undone);
+        // SAFETY: the recorder does nothing.
+        unsafe {
+            assert_eq!(xen.gnttab_map(DomId(1), GrantRef(8), 4096).map(drop), undone);
+            assert_eq!(xen.gnttab_unmap(GrantHandle(1), 4096), undone);
+        }
     }
 }

@@ -10,6 +10,7 @@ pub mod clock;
 pub mod evtchn;
 #[cfg(any(test, feature = "fake"))]
 pub mod fake;
+pub mod grant;
 pub mod hypercall;
 pub mod path;
 pub mod reading;
