@@ -342,7 +342,7 @@ mod de {
 
     impl<'de> Deserialize<'de> for ParetoIndex {
         fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-            std::string::String::deserialize(from)?.parse().map_err(serde::de::Error::custom)
+            crate::units::text(from, "a number such as \"2.5\", with at most three decimals")
         }
     }
 

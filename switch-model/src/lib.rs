@@ -25,7 +25,7 @@
 //! # }
 //! ```
 //!
-//! Without `std` the same description is a struct: `PortSpec { rate: Some(Rate::gbit(10)), delay:
+//! Without the feature `serde` the same description is a struct: `PortSpec { rate: Some(Rate::gbit(10)), delay:
 //! Span::us(50), ..PortSpec::IDEAL }`.
 //!
 //! # What it promises
@@ -61,8 +61,11 @@
 //! frame stays promised.
 //!
 //! To see what a description does before using it: `cargo run -p switch-model --example replay`.
-#![cfg_attr(not(any(feature = "std", test)), no_std)]
+#![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
+
+#[cfg(feature = "serde")]
+extern crate alloc;
 
 mod codel;
 mod config;
@@ -84,6 +87,8 @@ mod rng;
 mod sample;
 mod scheduled;
 mod serialiser;
+#[cfg(feature = "serde")]
+mod settings;
 mod spec;
 mod switch;
 mod trace;
@@ -106,6 +111,8 @@ pub use reference::{REFERENCE_TRACE, reference_trace};
 pub use rng::stream_seed;
 pub use scheduled::{Egress, Scheduled};
 pub use serialiser::{Framing, MAX_FRAME};
+#[cfg(feature = "serde")]
+pub use settings::SettingError;
 pub use spec::{CutThroughSpec, MAX_CLASSES, PortSpec, ProcessorSpec, Scheduler};
 pub use switch::{SharedBuffer, Switch};
 pub use trace::TraceHash;

@@ -53,7 +53,7 @@ where
     T: serde::Deserialize<'de> + Copy + Default,
 {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let all = std::vec::Vec::<T>::deserialize(from)?;
+        let all = alloc::vec::Vec::<T>::deserialize(from)?;
         Self::new(&all).ok_or_else(|| {
             serde::de::Error::custom(format_args!("at most {N} values are possible"))
         })

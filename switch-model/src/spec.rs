@@ -57,9 +57,9 @@ macro_rules! spec {
         /// A port, described in virtual units. Everything that is left out is ideal.
         ///
         /// As text: the same names as here, units mandatory, unknown keys refused; `profile = "…"`
-        /// starts from a measured switch instead of from an ideal one.
+        /// starts from a measured switch instead of from an ideal one, and `queue` is `queue_bytes`
+        /// or `queue_frames`, as its unit says. Only what is not ideal is written.
         #[derive(Clone, Copy, Debug, PartialEq)]
-        #[cfg_attr(feature = "serde", derive(serde::Serialize))]
         pub struct PortSpec {
             $($(#[$doc])* pub $field: $type,)*
         }
@@ -69,39 +69,107 @@ macro_rules! spec {
             pub const IDEAL: Self = Self { $($field: $default,)* };
         }
 
+        /// The keys that a text gives.
+        #[cfg(feature = "serde")]
+        #[derive(serde::Deserialize)]
+        #[serde(deny_unknown_fields, rename = "a port")]
+        pub(crate) struct Changes {
+            #[serde(default)]
+            profile: Option<crate::Profile>,
+            #[serde(default)]
+            queue: Given<Queue>,
+            $(#[serde(default)] $field: Given<$type>,)*
+        }
+
+        #[cfg(feature = "serde")]
+        impl Changes {
+            /// Puts them into `spec`, which is to be checked then.
+            pub(crate) fn onto<E: serde::de::Error>(self, spec: PortSpec) -> Result<PortSpec, E> {
+                let mut spec = self.profile.map_or(spec, |profile| profile.port());
+                let given_too = match self.queue {
+                    Given::Not => false,
+                    Given::This(None) => {
+                        (spec.queue_bytes, spec.queue_frames) = (None, None);
+                        false
+                    }
+                    Given::This(Some(Queue::Bytes(size))) => {
+                        spec.queue_bytes = Some(size);
+                        matches!(self.queue_bytes, Given::This(_))
+                    }
+                    Given::This(Some(Queue::Frames(frames))) => {
+                        spec.queue_frames = Some(frames);
+                        matches!(self.queue_frames, Given::This(_))
+                    }
+                };
+                if given_too {
+                    return Err(E::custom("queue is given twice, under two names"));
+                }
+                $(if let Given::This(value) = self.$field {
+                    spec.$field = value.unwrap_or(PortSpec::IDEAL.$field);
+                })*
+                Ok(spec)
+            }
+        }
+
         #[cfg(feature = "serde")]
         impl<'de> serde::Deserialize<'de> for PortSpec {
             fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-                #[derive(serde::Deserialize)]
-                #[serde(deny_unknown_fields, rename = "a port")]
-                struct Given {
-                    #[serde(default)]
-                    profile: Option<crate::Profile>,
-                    $(#[serde(default = "absent")] $field: Present<$type>,)*
-                }
-                let given = Given::deserialize(from)?;
-                let mut spec = given.profile.map_or(Self::IDEAL, |p| p.port());
-                $(if let Some(value) = given.$field.0 { spec.$field = value; })*
+                let spec = Changes::deserialize(from)?.onto::<D::Error>(Self::IDEAL)?;
                 spec.build().map_err(serde::de::Error::custom)?;
                 Ok(spec)
+            }
+        }
+
+        #[cfg(feature = "serde")]
+        impl serde::Serialize for PortSpec {
+            fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+                use serde::ser::SerializeStruct;
+                let keys = 0 $(+ usize::from(self.$field != Self::IDEAL.$field))*;
+                let mut text = to.serialize_struct("PortSpec", keys)?;
+                $(if self.$field != Self::IDEAL.$field {
+                    text.serialize_field(stringify!($field), &self.$field)?;
+                })*
+                text.end()
             }
         }
     };
 }
 
-/// A value that was there, whatever it was.
+/// A value that was left out, or `null` or `none` for the ideal one, or itself.
 #[cfg(feature = "serde")]
-struct Present<T>(Option<T>);
-
-#[cfg(feature = "serde")]
-fn absent<T>() -> Present<T> {
-    Present(None)
+#[derive(Default)]
+enum Given<T> {
+    #[default]
+    Not,
+    This(Option<T>),
 }
 
 #[cfg(feature = "serde")]
-impl<'de, T: serde::Deserialize<'de>> serde::Deserialize<'de> for Present<T> {
+impl<'de, T: serde::Deserialize<'de>> serde::Deserialize<'de> for Given<T> {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        T::deserialize(from).map(|value| Self(Some(value)))
+        Option::deserialize(from).map(Self::This)
+    }
+}
+
+/// The limit of a buffer in either unit.
+#[cfg(feature = "serde")]
+enum Queue {
+    Bytes(Size),
+    Frames(Frames),
+}
+
+#[cfg(feature = "serde")]
+impl core::str::FromStr for Queue {
+    type Err = crate::UnitError;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.parse().map(Self::Frames).or_else(|_| text.parse().map(Self::Bytes))
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for Queue {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        crate::units::text(from, "a size such as \"64 kB\" or a number such as \"100 frames\"")
     }
 }
 

@@ -123,9 +123,9 @@ macro_rules! quantity {
     };
 }
 
-/// Deserialises a quantity from text only, so that a bare number is refused with what was expected.
+/// Deserialises a quantity from text. A bare number is a text that has no unit, which few take.
 #[cfg(feature = "serde")]
-fn text<'de, D, T>(from: D, expected: &'static str) -> Result<T, D::Error>
+pub(crate) fn text<'de, D, T>(from: D, expected: &'static str) -> Result<T, D::Error>
 where
     D: serde::Deserializer<'de>,
     T: FromStr<Err = UnitError>,
@@ -139,8 +139,14 @@ where
         fn visit_str<E: serde::de::Error>(self, v: &str) -> Result<T, E> {
             v.parse().map_err(|e| E::custom(format_args!("\"{v}\": {e}")))
         }
+        fn visit_u64<E: serde::de::Error>(self, v: u64) -> Result<T, E> {
+            self.visit_str(&alloc::format!("{v}"))
+        }
+        fn visit_i64<E: serde::de::Error>(self, v: i64) -> Result<T, E> {
+            self.visit_str(&alloc::format!("{v}"))
+        }
     }
-    from.deserialize_str(Text(expected, core::marker::PhantomData))
+    from.deserialize_any(Text(expected, core::marker::PhantomData))
 }
 
 /// Deserialises what is either one quantity as text or a table of several.
@@ -425,10 +431,19 @@ impl FromStr for Probability {
 }
 
 impl fmt::Display for Probability {
-    /// In percent with nine decimals, which is enough to come back to the same value.
+    /// In percent, with as many decimals as it takes to come back to the same value.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let nano_percent = ((u128::from(self.0) * 100_000_000_000 + (1 << 31)) >> 32) as u64;
-        write!(f, "{}.{:09} %", nano_percent / 1_000_000_000, nano_percent % 1_000_000_000)
+        let steps =
+            |unit: u64| ((u128::from(self.0) * u128::from(100 * unit) + (1 << 31)) >> 32) as u64;
+        let (mut unit, mut decimals) = (1, 0);
+        while decimals < 9 && Self::ratio(steps(unit), 100 * unit) != *self {
+            (unit, decimals) = (10 * unit, decimals + 1);
+        }
+        let steps = steps(unit);
+        match decimals {
+            0 => write!(f, "{steps} %"),
+            _ => write!(f, "{}.{:0decimals$} %", steps / unit, steps % unit),
+        }
     }
 }
 
@@ -479,6 +494,9 @@ mod tests {
         }
         for raw in [0, 1, 4_294_967, 1 << 31, (1 << 32) - 1, 1 << 32] {
             assert_eq!(Probability(raw).to_text().parse(), Ok(Probability(raw)));
+        }
+        for (num, den, text) in [(1, 1000, "0.1 %"), (1, 8, "12.5 %"), (1, 1, "100 %")] {
+            assert_eq!(Probability::ratio(num, den).to_text(), text);
         }
         assert_eq!(Rate::mbit(2500).to_text(), "2500 Mbit/s");
     }
