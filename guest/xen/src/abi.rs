@@ -375,6 +375,24 @@ pub mod xencons {
     pub const OUT_PROD: usize = 3084;
 }
 
+/// Offsets within `struct xenstore_domain_interface`, the page by which a guest reaches xenstore.
+pub mod xenstore {
+    /// `req[1024]`: requests.
+    pub const REQ: usize = 0;
+    /// `rsp[1024]`: replies, and watch events.
+    pub const RSP: usize = 1024;
+    /// Bytes in each.
+    pub const RING_SIZE: usize = 1024;
+    /// `req_cons`, moved by the daemon.
+    pub const REQ_CONS: usize = 2048;
+    /// `req_prod`, moved by the guest.
+    pub const REQ_PROD: usize = 2052;
+    /// `rsp_cons`, moved by the guest.
+    pub const RSP_CONS: usize = 2056;
+    /// `rsp_prod`, moved by the daemon.
+    pub const RSP_PROD: usize = 2060;
+}
+
 /// `XEN_CPUID_LEAF(0x3)` above the hypervisor's base leaf: how the domain's TSC behaves.
 pub const CPUID_TIME: u32 = 3;
 /// Bit of EAX of [`CPUID_TIME`]: the TSC is emulated.

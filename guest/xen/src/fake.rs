@@ -6,6 +6,8 @@
 //! line of its own. A [`Fault`] makes one of these wrong, so that a test can show that its checks
 //! see it.
 
+pub mod store;
+
 use std::cell::{Cell, RefCell};
 use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};

@@ -15,3 +15,4 @@ pub mod hypercall;
 pub mod path;
 pub mod reading;
 pub mod ring;
+pub mod xenstore;

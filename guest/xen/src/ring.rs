@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The byte rings of the PV console: a producer, a consumer, and one page between strangers.
+//! Byte rings: a producer, a consumer, and memory between strangers.
+//!
+//! The PV console and xenstore are spoken through them; the switch gives its captured frames away by
+//! one.
 //!
 //! Each side owns one free-running 32-bit index and only reads the other's. The owner keeps its
 //! index in private memory and never reads it back from the page, and it checks the peer's with
@@ -9,7 +12,7 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-use crate::abi::xencons;
+use crate::abi::{xencons, xenstore};
 
 /// The peer's index claims what cannot be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +45,52 @@ pub struct Ring {
 }
 
 impl Ring {
+    /// A ring of `size` bytes at `bytes`. `None` if the size is no power of two.
+    ///
+    /// # Safety
+    /// All three stay mapped while the ring is used, the indices are aligned, and both sides access
+    /// everything atomically.
+    pub const unsafe fn new(
+        bytes: *mut u8,
+        size: u32,
+        produced: *mut u32,
+        consumed: *mut u32,
+    ) -> Option<Self> {
+        if size.is_power_of_two() { Some(Self { bytes, size, produced, consumed }) } else { None }
+    }
+
+    /// The ring of requests, in the xenstore page at `page`.
+    ///
+    /// # Safety
+    /// As for [`Self::console_out`].
+    pub const unsafe fn store_requests(page: *mut u8) -> Self {
+        // SAFETY: all offsets lie within the page.
+        unsafe {
+            Self {
+                bytes: page.add(xenstore::REQ),
+                size: xenstore::RING_SIZE as u32,
+                produced: page.add(xenstore::REQ_PROD).cast(),
+                consumed: page.add(xenstore::REQ_CONS).cast(),
+            }
+        }
+    }
+
+    /// The ring of replies and events, in the xenstore page at `page`.
+    ///
+    /// # Safety
+    /// As for [`Self::console_out`].
+    pub const unsafe fn store_replies(page: *mut u8) -> Self {
+        // SAFETY: all offsets lie within the page.
+        unsafe {
+            Self {
+                bytes: page.add(xenstore::RSP),
+                size: xenstore::RING_SIZE as u32,
+                produced: page.add(xenstore::RSP_PROD).cast(),
+                consumed: page.add(xenstore::RSP_CONS).cast(),
+            }
+        }
+    }
+
     /// The ring of what a guest prints, in the console page at `page`.
     ///
     /// # Safety
@@ -118,12 +167,20 @@ impl Producer {
         self.ring.used(self.produced, self.ring.consumed().load(Ordering::Acquire))
     }
 
+    /// Bytes that can be written now.
+    ///
+    /// # Errors
+    /// [`RingFault`] if the consumer's index is impossible.
+    pub fn room(&self) -> Result<u32, RingFault> {
+        Ok(self.ring.size - self.pending()?)
+    }
+
     /// Writes as many bytes as there is room for; returns how many.
     ///
     /// # Errors
     /// [`RingFault`] if the consumer's index is impossible; nothing is written then.
     pub fn write(&mut self, bytes: &[u8]) -> Result<usize, RingFault> {
-        let room = (self.ring.size - self.pending()?) as usize;
+        let room = self.room()? as usize;
         let count = bytes.len().min(room);
         for byte in &bytes[..count] {
             self.ring.byte(self.produced).store(*byte, Ordering::Relaxed);
@@ -146,6 +203,15 @@ impl Consumer {
     /// Goes on where the ring's consumer stands.
     pub fn new(ring: Ring) -> Self {
         Self { ring, consumed: ring.consumed().load(Ordering::Relaxed) }
+    }
+
+    /// Whether there is not a byte of room for the producer, who may be waiting for some.
+    ///
+    /// # Errors
+    /// [`RingFault`] if the producer's index is impossible.
+    pub fn is_full(&self) -> Result<bool, RingFault> {
+        let produced = self.ring.produced().load(Ordering::Acquire);
+        Ok(self.ring.used(produced, self.consumed)? == self.ring.size)
     }
 
     /// Takes as many bytes as there are and fit; returns how many.
@@ -249,6 +315,16 @@ mod tests {
             ring.produced().store(lie, Ordering::SeqCst);
             let possible = lie.wrapping_sub(start) <= size;
             prop_assert_eq!(consumer.read(&mut [0; 8]).is_ok(), possible);
+        }
+    }
+
+    #[test]
+    fn only_a_power_of_two_is_a_size() {
+        let at = core::ptr::null_mut();
+        for (size, good) in [(0, false), (1, true), (4096, true), (12_288, false)] {
+            // SAFETY: the ring is not used.
+            let ring = unsafe { Ring::new(at, size, at.cast(), at.cast()) };
+            assert_eq!(ring.is_some(), good, "{size}");
         }
     }
 
