@@ -15,6 +15,8 @@ pub mod console;
 #[cfg(test)]
 mod fake;
 pub mod machine;
+pub mod paging;
 pub mod paths;
 pub mod probe;
+pub mod switch;
 pub mod tsc;
