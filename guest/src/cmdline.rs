@@ -46,6 +46,8 @@ pub enum Task {
     Changes(ChangesOptions),
     /// `test=watchdog-bite`.
     WatchdogBite,
+    /// `test=cost`.
+    Cost,
 }
 
 /// Most readings of a clock: they are kept in memory until the end.
@@ -84,7 +86,7 @@ impl fmt::Display for CmdlineError<'_> {
             Self::UnknownTest(name) => {
                 write!(
                     f,
-                    "test={name}: the tests are `clocks`, `paths`, `changes` and `watchdog-bite`"
+                    "test={name}: the tests are `clocks`, `paths`, `changes`, `watchdog-bite` and `cost`"
                 )
             }
             Self::NotANumber { key, value } => {
@@ -138,6 +140,7 @@ pub fn parse(line: &str) -> Result<Task, CmdlineError<'_>> {
             Ok(Task::Changes(ChangesOptions { span_ns, seed }))
         }
         Some("watchdog-bite") => Ok(Task::WatchdogBite),
+        Some("cost") => Ok(Task::Cost),
         Some(name) => Err(CmdlineError::UnknownTest(name)),
     }
 }
@@ -157,6 +160,7 @@ mod tests {
         let changes = ChangesOptions { span_ns: 5_000_000, seed: 3 };
         assert_eq!(parse("test=changes span_ns=5000000 seed=3"), Ok(Task::Changes(changes)));
         assert_eq!(parse("test=watchdog-bite"), Ok(Task::WatchdogBite));
+        assert_eq!(parse("test=cost"), Ok(Task::Cost));
         assert_eq!(parse(""), Ok(Task::Demo));
     }
 
@@ -172,7 +176,7 @@ mod tests {
         for (line, sentence) in [
             (
                 "test=clock",
-                "test=clock: the tests are `clocks`, `paths`, `changes` and `watchdog-bite`",
+                "test=clock: the tests are `clocks`, `paths`, `changes`, `watchdog-bite` and `cost`",
             ),
             ("seed=-1", "seed=-1: expected a decimal number below 2^64"),
             ("samples=4294967296", "samples=4294967296: expected a decimal number below 2^64"),

@@ -12,6 +12,7 @@ pub mod changes;
 pub mod clocks;
 pub mod cmdline;
 pub mod console;
+pub mod cost;
 #[cfg(test)]
 mod fake;
 pub mod machine;

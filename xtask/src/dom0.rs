@@ -26,9 +26,9 @@ const XEN_PROGRAMS: &[&str] = &["xl", "xenstored", "xenconsoled", "xen-init-dom0
 const MODULES: &[&str] = &["xen-evtchn", "xen-privcmd", "xenfs", "xen-gntdev", "xen-gntalloc"];
 
 const DOM0_INIT: &str = include_str!("dom0-init.sh");
-/// A test of `tdf` as a user types it, run by dom0 instead of a scenario.
-pub const COMMANDS: &str = "commands.sh";
-const COMMANDS_TEXT: &str = include_str!("commands.sh");
+/// What dom0 can run instead of a scenario: each script's name, and its text.
+pub const SCRIPTS: [(&str, &str); 2] =
+    [("commands", include_str!("commands.sh")), ("cost", include_str!("cost.sh"))];
 const PROBE_INIT: &str = include_str!("probe-init.sh");
 
 /// Where `tdf run` looks for kernels and scenarios.
@@ -295,7 +295,9 @@ pub fn initramfs(base: Base, linux: &Linux, contents: &Contents<'_>) -> Result<P
     archive.add(format!("{ASSETS}/guest"), Entry::read(contents.guest)?);
     archive.add(format!("{ASSETS}/vmlinuz"), Entry::read(&linux.vmlinuz)?);
     archive.add(format!("{ASSETS}/linux-probe.cgz"), Entry::read(&probe)?);
-    archive.add(format!("{ASSETS}/{COMMANDS}"), Entry::program(COMMANDS_TEXT.into()));
+    for (name, text) in SCRIPTS {
+        archive.add(format!("{ASSETS}/{name}.sh"), Entry::program(text.into()));
+    }
     archive.add("etc/xen/guest.cfg", Entry::read(&paths::root().join("guest/guest.cfg"))?);
     let scenarios = paths::root().join("tdf-tool/scenarios");
     let own = fs::read_dir(&scenarios)

@@ -25,6 +25,9 @@ pub const BARE: &str = "bare";
 /// The scenario that is a script of commands typed in dom0.
 pub const COMMANDS: &str = "commands";
 
+/// The script that measures what Xen costs a guest, with or without the queue.
+pub const COST: &str = "cost";
+
 /// Xen's own command line in every lab.
 const XEN_ARGS: &str =
     "com1=115200,8n1 console=com1 loglvl=info guest_loglvl=info dom0_mem=400M dom0_max_vcpus=1";
@@ -124,8 +127,8 @@ pub fn run(options: &Options) -> Result<Outcome> {
     if let Some(tdf) = options.tdf {
         args.push_str(&format!(" tdf.tdf={tdf}"));
     }
-    if options.scenario == COMMANDS {
-        args.push_str(&format!(" tdf.script={}", dom0::COMMANDS));
+    if dom0::SCRIPTS.iter().any(|(name, _)| *name == options.scenario) {
+        args.push_str(&format!(" tdf.script={name}.sh"));
     }
     let mut step = Step::begin(&format!("lab-{name}"), &format!("lab ({name}, {})", options.base))?;
     let output = machine(options, &parts.xen.image, &linux.vmlinuz, &args, Some(&initramfs), &name)
@@ -267,7 +270,8 @@ impl<'a> Results<'a> {
 
 /// The scenario's file when it is none of ours, checked before anything is built.
 fn scenario_file(scenario: &str) -> Result<Option<PathBuf>> {
-    if [BARE, COMMANDS].contains(&scenario) {
+    let others = || dom0::SCRIPTS.iter().map(|(name, _)| *name).chain([BARE]);
+    if others().any(|name| name == scenario) {
         return Ok(None);
     }
     let own = paths::root().join("tdf-tool/scenarios");
@@ -283,7 +287,7 @@ fn scenario_file(scenario: &str) -> Result<Option<PathBuf>> {
             dir.filter_map(|e| Some(e.ok()?.path().file_stem()?.to_str()?.to_owned())).collect()
         })
         .unwrap_or_default();
-    names.extend([BARE, COMMANDS].map(str::to_owned));
+    names.extend(others().map(str::to_owned));
     names.sort();
     bail!("--scenario {scenario}: neither a .toml file nor one of {}", names.join(", "))
 }

@@ -2,6 +2,7 @@
 //! `cargo xtask`: builds all of xen-tdf, and boots the lab.
 
 mod apt;
+mod cost;
 mod dom0;
 mod exec;
 mod fuzz;
@@ -60,6 +61,8 @@ enum Verb {
     Bench {
         /// What to measure
         what: Bench,
+        #[command(flatten)]
+        base: BaseArgs,
     },
     /// Fuzz what takes hostile input
     Fuzz {
@@ -75,6 +78,8 @@ enum Verb {
 enum Bench {
     /// Cost per frame of a switch port, beside other implementations
     SwitchModel,
+    /// What the patch queue costs domains that are not dilated, beside stock Xen
+    Xen,
 }
 
 #[derive(Args)]
@@ -250,9 +255,14 @@ fn run(verb: &Verb) -> Result<bool> {
             host::ensure()?;
             test::run(base, args.base.source()?, !args.lab, !args.host)
         }
-        Verb::Bench { what: Bench::SwitchModel } => {
+        Verb::Bench { what: Bench::SwitchModel, .. } => {
             let cmd = guest::cargo().args(["bench", "--locked", "-p", "switch-model"]);
             Ok(cmd.command().status().context("cannot start cargo")?.success())
+        }
+        Verb::Bench { what: Bench::Xen, base } => {
+            let (base, source) = (base.base()?, base.source()?);
+            host::ensure()?;
+            cost::run(base, source)
         }
         Verb::Tidy => tidy::run().map(|()| true),
         Verb::Fuzz { seconds } => fuzz::run(*seconds).map(|()| true),

@@ -17,7 +17,7 @@ use tdf_abi::Tdf;
 use tdf_guest::clocks;
 use tdf_guest::cmdline::{self, Task};
 use tdf_guest::machine::{Cpu, Machine, Via};
-use tdf_guest::{changes, paths, probe};
+use tdf_guest::{changes, cost, paths, probe};
 use tdf_xen::abi::{SIF_INITDOMAIN, Vcpu, start_info};
 use tdf_xen::hypercall::{Shutdown, Xen};
 
@@ -87,6 +87,9 @@ extern "C" fn start(info: *mut start_info) -> ! {
         }
         Ok(Task::WatchdogBite) => {
             paths::watchdog_bite(machine, &mut console::Raw, console::flush);
+        }
+        Ok(Task::Cost) => {
+            cost::run(machine, &vcpus(machine, info), &mut console::Raw);
         }
         Err(()) => console::say(format_args!("Test result: {}", probe::Outcome::Error)),
     }

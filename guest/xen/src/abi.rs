@@ -25,13 +25,14 @@ pub use xen_sys::{
     EVTCHNOP_bind_virq as EVTCHNOP_BIND_VIRQ, EVTCHNOP_close as EVTCHNOP_CLOSE,
     EVTCHNOP_send as EVTCHNOP_SEND, FLAT_KERNEL_CS, FLAT_KERNEL_SS, SCHEDOP_poll as SCHEDOP_POLL,
     SCHEDOP_shutdown as SCHEDOP_SHUTDOWN, SCHEDOP_watchdog as SCHEDOP_WATCHDOG,
-    SHUTDOWN_crash as SHUTDOWN_CRASH, SHUTDOWN_poweroff as SHUTDOWN_POWEROFF,
-    SHUTDOWN_reboot as SHUTDOWN_REBOOT, SIF_INITDOMAIN, VGCF_IN_KERNEL, VIRQ_TIMER,
-    XEN_ELFNOTE_ENTRY, XEN_ELFNOTE_GUEST_OS, XEN_ELFNOTE_GUEST_VERSION, XEN_ELFNOTE_HV_START_LOW,
-    XEN_ELFNOTE_HYPERCALL_PAGE, XEN_ELFNOTE_L1_MFN_VALID, XEN_ELFNOTE_LOADER,
-    XEN_ELFNOTE_PADDR_OFFSET, XEN_ELFNOTE_PAE_MODE, XEN_ELFNOTE_VIRT_BASE, XEN_ELFNOTE_XEN_VERSION,
-    evtchn_bind_ipi, evtchn_bind_virq, evtchn_send, sched_poll, sched_shutdown, sched_watchdog,
-    shared_info, start_info, trap_info, vcpu_guest_context, vcpu_info, vcpu_time_info,
+    SCHEDOP_yield as SCHEDOP_YIELD, SHUTDOWN_crash as SHUTDOWN_CRASH,
+    SHUTDOWN_poweroff as SHUTDOWN_POWEROFF, SHUTDOWN_reboot as SHUTDOWN_REBOOT, SIF_INITDOMAIN,
+    VGCF_IN_KERNEL, VIRQ_TIMER, XEN_ELFNOTE_ENTRY, XEN_ELFNOTE_GUEST_OS, XEN_ELFNOTE_GUEST_VERSION,
+    XEN_ELFNOTE_HV_START_LOW, XEN_ELFNOTE_HYPERCALL_PAGE, XEN_ELFNOTE_L1_MFN_VALID,
+    XEN_ELFNOTE_LOADER, XEN_ELFNOTE_PADDR_OFFSET, XEN_ELFNOTE_PAE_MODE, XEN_ELFNOTE_VIRT_BASE,
+    XEN_ELFNOTE_XEN_VERSION, evtchn_bind_ipi, evtchn_bind_virq, evtchn_send, sched_poll,
+    sched_shutdown, sched_watchdog, shared_info, start_info, trap_info, vcpu_guest_context,
+    vcpu_info, vcpu_time_info,
 };
 
 macro_rules! number {
@@ -92,6 +93,8 @@ pub const VCPUOP_UP: u32 = 1;
 pub const VCPUOP_IS_UP: u32 = 3;
 /// `VCPUOP_get_runstate_info`.
 pub const VCPUOP_GET_RUNSTATE_INFO: u32 = 4;
+/// `VCPUOP_register_runstate_memory_area`.
+pub const VCPUOP_REGISTER_RUNSTATE_AREA: u32 = 5;
 /// `VCPUOP_set_periodic_timer`.
 pub const VCPUOP_SET_PERIODIC_TIMER: u32 = 6;
 /// `VCPUOP_stop_periodic_timer`: ends the 100 Hz tick that every PV vCPU starts with.
@@ -100,6 +103,17 @@ pub const VCPUOP_STOP_PERIODIC_TIMER: u32 = 7;
 pub const VCPUOP_SET_SINGLESHOT_TIMER: u32 = 8;
 /// `VCPUOP_stop_singleshot_timer`.
 pub const VCPUOP_STOP_SINGLESHOT_TIMER: u32 = 9;
+
+/// `VCPUOP_register_vcpu_time_memory_area`.
+pub const VCPUOP_REGISTER_TIME_AREA: u32 = 13;
+
+/// `struct vcpu_register_time_memory_area` and `struct vcpu_register_runstate_memory_area`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct RegisterArea {
+    /// Where Xen is to write from now on.
+    pub address: u64,
+}
 
 /// `struct vcpu_set_singleshot_timer`.
 #[derive(Clone, Copy, Debug, Default)]

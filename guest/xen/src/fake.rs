@@ -640,6 +640,8 @@ impl FakeXen {
                 // SAFETY: the wrapper passes the address of its result.
                 unsafe { ptr::write(ptr::with_exposed_provenance_mut(arg), info) };
             }
+            // Nobody reads what would be there.
+            VCPUOP_REGISTER_RUNSTATE_AREA | VCPUOP_REGISTER_TIME_AREA => {}
             VCPUOP_TDF_SAMPLE => {
                 if self.config.sample_answer == 0 {
                     let real_ns = self.real_ns();
@@ -723,6 +725,7 @@ impl Hypercall for FakeXen {
                 0
             }
             (NR_SCHED_OP, SCHEDOP_POLL) => self.sched_poll(args[1]),
+            (NR_SCHED_OP, SCHEDOP_YIELD) => 0,
             (NR_SCHED_OP, SCHEDOP_WATCHDOG) => self.do_watchdog(args[1]),
             (NR_EVENT_CHANNEL_OP, EVTCHNOP_BIND_VIRQ) => {
                 let arg: *mut evtchn_bind_virq = ptr::with_exposed_provenance_mut(args[1]);

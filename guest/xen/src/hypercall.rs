@@ -431,6 +431,15 @@ pub trait Xen: Hypercall {
         check(unsafe { self.call(NR_SCHED_OP, args) }).map(drop)
     }
 
+    /// Lets other vCPUs run first.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    fn yield_now(&self) -> Result<(), XenError> {
+        // SAFETY: takes no address.
+        check(unsafe { self.call(NR_SCHED_OP, [SCHEDOP_YIELD as usize, 0, 0, 0, 0]) }).map(drop)
+    }
+
     /// Ends the domain. Returns only if Xen refuses.
     ///
     /// # Errors
@@ -503,6 +512,42 @@ pub trait Xen: Hypercall {
         // SAFETY: Xen writes the argument.
         check(unsafe { self.call(NR_VCPU_OP, args) })?;
         Ok(info)
+    }
+
+    /// Lets Xen also write the runstate of `vcpu` to `area`, whenever it changes.
+    ///
+    /// # Safety
+    /// `area` is valid for ever, and nothing else is there.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    unsafe fn register_runstate_area(
+        &self,
+        vcpu: Vcpu,
+        area: *mut RunstateInfo,
+    ) -> Result<(), XenError> {
+        let arg = RegisterArea { address: area.expose_provenance() as u64 };
+        let args = [VCPUOP_REGISTER_RUNSTATE_AREA as usize, vcpu.0 as usize, input(&arg), 0, 0];
+        // SAFETY: Xen reads the argument; the caller vouches for the area.
+        check(unsafe { self.call(NR_VCPU_OP, args) }).map(drop)
+    }
+
+    /// Lets Xen also write the time record of `vcpu` to `area`, now and whenever it changes.
+    ///
+    /// # Safety
+    /// As [`Self::register_runstate_area`].
+    ///
+    /// # Errors
+    /// What Xen answers.
+    unsafe fn register_time_area(
+        &self,
+        vcpu: Vcpu,
+        area: *mut vcpu_time_info,
+    ) -> Result<(), XenError> {
+        let arg = RegisterArea { address: area.expose_provenance() as u64 };
+        let args = [VCPUOP_REGISTER_TIME_AREA as usize, vcpu.0 as usize, input(&arg), 0, 0];
+        // SAFETY: as above.
+        check(unsafe { self.call(NR_VCPU_OP, args) }).map(drop)
     }
 
     /// `VIRQ_TIMER` of `vcpu` each `period_ns`, while it runs.
