@@ -15,4 +15,5 @@ pub mod hypercall;
 pub mod path;
 pub mod reading;
 pub mod ring;
+pub mod xenbus;
 pub mod xenstore;
