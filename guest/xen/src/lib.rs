@@ -15,5 +15,6 @@ pub mod hypercall;
 pub mod path;
 pub mod reading;
 pub mod ring;
+pub mod shared_ring;
 pub mod xenbus;
 pub mod xenstore;
