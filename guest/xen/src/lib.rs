@@ -12,6 +12,8 @@ pub mod evtchn;
 pub mod fake;
 pub mod grant;
 pub mod hypercall;
+pub mod netback;
+pub mod netif;
 pub mod path;
 pub mod reading;
 pub mod ring;
