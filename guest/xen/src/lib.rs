@@ -13,6 +13,7 @@ pub mod fake;
 pub mod grant;
 pub mod hypercall;
 pub mod netback;
+pub mod netfront;
 pub mod netif;
 pub mod path;
 pub mod reading;

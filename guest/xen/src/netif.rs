@@ -228,6 +228,8 @@ pub enum Fault {
     TooMuch,
     /// A response is to no request, or to one that has had its own.
     NotAsked(u16),
+    /// None: this end has closed the interface.
+    Closed,
 }
 
 impl From<RingFault> for Fault {
@@ -250,6 +252,7 @@ impl fmt::Display for Fault {
             ),
             Self::Empty => f.write_str("a fragment of the peer has no bytes"),
             Self::TooMuch => f.write_str("the fragments of the peer are longer than their frame"),
+            Self::Closed => f.write_str("the interface is closed"),
             Self::NotAsked(id) => write!(f, "the peer answers what was not asked (id {id})"),
         }
     }
