@@ -339,7 +339,7 @@ impl FakeDomain {
         } else if has("console=hvc0") {
             plain(&crate::probe::CHANGES)
         } else {
-            plain(&crate::run::GUEST_CHANGES)
+            plain(&crate::watch::GUEST_CHANGES)
         };
         let missing = usize::from(behaviour == Behaviour::Missing);
         let mut text = String::new();

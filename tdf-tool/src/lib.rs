@@ -6,14 +6,23 @@
 //! Xen: hypercalls sit behind [`xen::Hypervisor`], the rest of dom0 behind [`dom0::Dom0`], and a
 //! guest's clocks behind [`probe::Clocks`].
 
+pub mod arrivals;
 pub mod changes;
+pub mod checks;
 pub mod create;
 pub mod dom0;
 #[cfg(test)]
 mod fake;
+mod guestcfg;
 pub mod host;
+mod hosts;
+mod iperf;
 pub mod judge;
 pub mod keep;
+mod net;
+pub mod network;
+mod plot;
+pub mod port;
 pub mod privcmd;
 pub mod probe;
 pub mod report;
@@ -21,9 +30,12 @@ pub mod run;
 pub mod scenario;
 pub mod show;
 pub mod spin;
+mod stats;
 pub mod together;
 pub mod units;
 pub mod verify;
 pub mod wanted;
+mod watch;
+mod wiring;
 pub mod xen;
 pub mod xlcfg;

@@ -19,7 +19,7 @@ use tdf_tool::scenario::{Overrides, Test};
 use tdf_tool::units::Span;
 use tdf_tool::wanted::Wanted;
 use tdf_tool::xen::{Control, XenError};
-use tdf_tool::{create, keep, probe, run, scenario, show, spin, together, verify};
+use tdf_tool::{arrivals, create, keep, port, probe, run, scenario, show, spin, together, verify};
 
 /// Creates, sets, shows and verifies dilated domains.
 ///
@@ -133,6 +133,50 @@ enum Verb {
         #[arg(long)]
         serve: bool,
     },
+    /// Inside a guest: show the gaps between frames that arrive, ns, one in a line
+    Arrivals {
+        /// The interface
+        interface: String,
+        /// How many frames, the first among them
+        frames: u32,
+        /// Only frames of more bytes
+        #[arg(long, default_value_t = 0)]
+        longer: usize,
+    },
+    /// The ports of a switch that runs
+    #[command(subcommand)]
+    Port(PortVerb),
+}
+
+#[derive(Debug, Subcommand)]
+enum PortVerb {
+    /// Set what a port does, while it runs
+    ///
+    /// KEY=VALUE pairs in virtual units: rate="10 Gbit/s" delay="50 us" loss="0.1 %" queue="256 KiB"
+    /// profile=pica8 framing=ethernet; `none` makes a key ideal again. What is not named stays as it
+    /// is; if anything is wrong all stays as it is.
+    Set {
+        /// The switch
+        switch: String,
+        /// Number of the port, or the domain that is attached to it
+        port: String,
+        /// What to set
+        #[arg(required = true, value_name = "KEY=VALUE")]
+        settings: Vec<String>,
+        /// Frames from the domain to the switch, instead of those to the domain
+        #[arg(long)]
+        ingress: bool,
+    },
+    /// Show the ports, what they do and what they counted
+    Show {
+        /// The switch
+        switch: String,
+        /// Number of one port, or the domain that is attached to it
+        port: Option<String>,
+        /// As one JSON document (tdf.ports/1)
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -200,8 +244,38 @@ fn execute(verb: Verb) -> Result<bool, Box<dyn Error>> {
             return Ok(report.pass);
         }
         Verb::Probe { serve } => return probe(serve),
+        Verb::Arrivals { interface, frames, longer } => {
+            let gaps = arrivals::gaps(&interface, frames, longer)
+                .map_err(|e| format!("cannot listen on {interface}: {e}"))?;
+            print(&gaps)?;
+        }
+        Verb::Port(verb) => port(verb)?,
     }
     Ok(true)
+}
+
+fn port(verb: PortVerb) -> Result<(), Box<dyn Error>> {
+    let mut control = Control::new(Host::open()?);
+    match verb {
+        PortVerb::Set { switch, port, settings, ingress } => {
+            let switch = control.find(&switch)?;
+            let port = control.find_port(switch.id, &port)?;
+            let wanted = port.with(&settings, ingress)?;
+            control.set_port(switch.id, port.number, &wanted)?;
+            print(&format!("{}: port {} is set\n", switch.name, port.number))?;
+        }
+        PortVerb::Show { switch, port, json } => {
+            let switch = control.find(&switch)?;
+            let ports = match port {
+                Some(port) => vec![control.find_port(switch.id, &port)?],
+                None => control.ports(switch.id)?,
+            };
+            let (own, counters) = control.counters(switch.id)?;
+            let shown = port::Shown::new(&switch, own, ports, counters);
+            print(&if json { shown.json() } else { shown.text() })?;
+        }
+    }
+    Ok(())
 }
 
 fn set(domains: &[String], tdf: Tdf, wall: bool) -> Result<(), Box<dyn Error>> {

@@ -110,6 +110,87 @@ impl From<&PathRow<'_>> for Path {
     }
 }
 
+/// One figure of a check in a network.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Figure {
+    /// What was measured.
+    pub what: String,
+    /// In what.
+    pub unit: &'static str,
+    /// The least right value; `None`: any.
+    pub lo: Option<i64>,
+    /// What it was.
+    pub value: i64,
+    /// The greatest right value; `None`: any.
+    pub hi: Option<i64>,
+    /// The value lies between the two.
+    pub pass: bool,
+}
+
+impl Figure {
+    /// A figure that is judged.
+    pub fn judged(what: &str, unit: &'static str, range: (i64, i64), value: i64) -> Self {
+        let (lo, hi) = range;
+        let pass = (lo..=hi).contains(&value);
+        Self { what: what.to_owned(), unit, lo: Some(lo), value, hi: Some(hi), pass }
+    }
+
+    /// A figure that may be whatever it is.
+    pub fn plain(what: &str, unit: &'static str, value: i64) -> Self {
+        Self { what: what.to_owned(), unit, lo: None, value, hi: None, pass: true }
+    }
+
+    /// A figure that is to be so much at least.
+    pub fn at_least(what: &str, unit: &'static str, lo: i64, value: i64) -> Self {
+        Self { what: what.to_owned(), unit, lo: Some(lo), value, hi: None, pass: value >= lo }
+    }
+
+    /// A figure that is to be so much at most.
+    pub fn at_most(what: &str, unit: &'static str, value: i64, hi: i64) -> Self {
+        Self { what: what.to_owned(), unit, lo: None, value, hi: Some(hi), pass: value <= hi }
+    }
+
+    fn complaint(&self) -> Option<String> {
+        let Self { what, unit, lo, value, hi, .. } = self;
+        let bound = match (lo, hi) {
+            (Some(lo), Some(hi)) => format!("between {lo} and {hi}"),
+            (Some(lo), None) => format!("at least {lo}"),
+            (None, Some(hi)) => format!("at most {hi}"),
+            (None, None) => return None,
+        };
+        (!self.pass).then(|| format!("{what}: {value} {unit} is not {bound}"))
+    }
+}
+
+/// A check in a network, judged.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct CheckReport {
+    /// What the scenario calls it.
+    pub name: String,
+    /// Its kind.
+    pub kind: &'static str,
+    /// The factor of the domains.
+    pub tdf: String,
+    /// Nothing failed.
+    pub pass: bool,
+    /// What was measured.
+    pub figures: Vec<Figure>,
+    /// Why it could not be judged.
+    pub faults: Vec<String>,
+    /// A plot of it (SVG), where it has one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plot: Option<String>,
+}
+
+impl CheckReport {
+    /// A sentence for each failure.
+    pub fn complaints(&self) -> Vec<String> {
+        let figures = self.figures.iter().filter_map(Figure::complaint);
+        let all = figures.chain(self.faults.iter().cloned());
+        all.map(|why| format!("{}: {why}", self.name)).collect()
+    }
+}
+
 /// One domain, judged.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DomainReport {
@@ -153,6 +234,9 @@ pub struct Report {
     pub xen: XenReport,
     /// The domains, in the scenario's order.
     pub domains: Vec<DomainReport>,
+    /// The checks in their network, in the scenario's order.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<CheckReport>,
     /// A sentence for each failure.
     pub failures: Vec<String>,
 }
@@ -174,6 +258,8 @@ const CLOCKS: [&str; 12] = [
 
 const PATHS: [&str; 10] =
     ["DOMAIN", "VCPU", "TSC MODE", "TDF", "PATH", "PROBE", "LO", "VALUE", "HI", "VERDICT"];
+
+const CHECKS: [&str; 8] = ["CHECK", "TDF", "WHAT", "LO", "VALUE", "HI", "UNIT", "VERDICT"];
 
 /// The first line of a table is its header. Columns in `numbers` are.
 pub(crate) fn table<const N: usize>(
@@ -216,6 +302,9 @@ impl Report {
         if self.domains.iter().any(|domain| !domain.paths.is_empty()) {
             out.push_str(&self.paths());
         }
+        if !self.checks.is_empty() {
+            out.push_str(&self.checks());
+        }
         for failure in &self.failures {
             // Writing to a String does not fail.
             let _ = writeln!(out, "{failure}");
@@ -246,7 +335,7 @@ impl Report {
                     verdict(row.pass).to_owned(),
                 ]);
             }
-            if domain.clocks.is_empty() && domain.paths.is_empty() {
+            if domain.clocks.is_empty() && domain.paths.is_empty() && self.checks.is_empty() {
                 let mut line = CLOCKS.map(|_| "-".to_owned());
                 line[..4].clone_from_slice(&[name, kind, tsc_mode, tdf].map(String::clone));
                 line[CLOCKS.len() - 1] = verdict(false).to_owned();
@@ -254,6 +343,37 @@ impl Report {
             }
         }
         if lines.len() == 1 { String::new() } else { table(&lines, 5..=10) }
+    }
+
+    /// The table of checks.
+    fn checks(&self) -> String {
+        let mut lines = vec![CHECKS.map(str::to_owned)];
+        let bound = |bound: Option<i64>| bound.map_or_else(|| "-".to_owned(), |b| b.to_string());
+        for check in &self.checks {
+            let CheckReport { name, tdf, .. } = check;
+            for figure in &check.figures {
+                lines.push([
+                    name.clone(),
+                    tdf.clone(),
+                    figure.what.clone(),
+                    bound(figure.lo),
+                    figure.value.to_string(),
+                    bound(figure.hi),
+                    figure.unit.to_owned(),
+                    match (figure.lo, figure.hi) {
+                        (None, None) => String::new(),
+                        _ => verdict(figure.pass).to_owned(),
+                    },
+                ]);
+            }
+            if check.figures.is_empty() {
+                let mut line = CHECKS.map(|_| "-".to_owned());
+                line[0].clone_from(name);
+                line[CHECKS.len() - 1] = verdict(check.pass).to_owned();
+                lines.push(line);
+            }
+        }
+        table(&lines, 3..=5)
     }
 
     /// The table of paths.
@@ -321,6 +441,7 @@ mod tests {
                     paths: vec![],
                 },
             ],
+            checks: vec![],
             failures: vec!["emulated: it is broken".into()],
         }
     }

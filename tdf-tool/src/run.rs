@@ -11,39 +11,14 @@ use std::time::Duration;
 
 use crate::changes::Changer;
 use crate::create::{CreateError, Created, Plan};
-use crate::dom0::{ConsoleEvent, ConsoleId, Dom0, printable};
-use crate::judge::{Clocks, Paths, SegmentJudge};
-use crate::probe;
-use crate::report::{self, DomainReport, Report, Row, XenReport};
+use crate::dom0::{ConsoleEvent, ConsoleId, Dom0};
+use crate::guestcfg::{configuration, quote};
+use crate::net;
+use crate::report::{DomainReport, Report, XenReport};
 use crate::scenario::{Domain, Factor, Kind, Scenario, Test, TscMode};
 use crate::units::Span;
+use crate::watch::{Said, Time, Watch, domain_report, nanos};
 use crate::xen::{Control, DomId, ShutdownReason, State, XenError};
-
-/// The clocks that a probe must have read.
-const GUEST_CLOCKS: [&str; 5] = ["system_time", "wall_clock", "tsc", "timer", "set_timer_op"];
-const LINUX_CLOCKS: [&str; 3] = ["CLOCK_MONOTONIC", "CLOCK_REALTIME", "nanosleep"];
-
-/// The paths that our kernel must have tried, on each vCPU …
-const GUEST_PATHS: [&str; 8] = ["P1", "P6", "P8", "P9", "P11", "P12", "P16", "P20"];
-/// … of which a TSC that is emulated has more, and one that is not …
-const EMULATED_PATHS: [&str; 2] = ["P2", "P17"];
-const NATIVE_PATHS: [&str; 1] = ["P18"];
-/// … and those that a domain has once.
-const DOMAIN_PATHS: [&str; 1] = ["P13"];
-/// What a watchdog that bites leaves.
-const BITE: (&str, &str) = ("P13", "unpetted");
-
-/// What our kernel says after changes.
-pub(crate) const GUEST_CHANGES: [(&str, &str); 5] = [
-    ("CHANGES", "backward_steps"),
-    ("CHANGES", "jumps"),
-    ("CHANGES", "early_timers"),
-    ("CHANGES", "lost_timers"),
-    ("CHANGES", "reads"),
-];
-
-const GUEST_MEMORY_MIB: u32 = 16;
-const LINUX_MEMORY_MIB: u32 = 192;
 
 /// How long xenconsoled may take to make a console.
 const CONSOLE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -52,9 +27,6 @@ const CONSOLE_RETRY: Duration = Duration::from_millis(50);
 const LOOK: Duration = Duration::from_millis(250);
 /// How long the last words of a domain that is down may be on their way.
 const LAST_WORDS: Duration = Duration::from_secs(2);
-/// Longest line of a console; longer ones are cut.
-const LINE: usize = 1024;
-
 /// Real time for booting and for the toolstack …
 const TIMEOUT_NS: i64 = 60_000_000_000;
 /// … and virtual time that a guest's boot may spend sleeping …
@@ -63,255 +35,6 @@ const TIMEOUT_VIRTUAL_NS: i128 = 250_000_000;
 const PATHS_VIRTUAL_NS: i128 = 30_000_000_000;
 /// … and in which a watchdog that is not petted must have bitten.
 const BITE_VIRTUAL_NS: i128 = 10_000_000_000;
-
-/// What a probe said of itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Said {
-    Success,
-    Other(String),
-}
-
-/// A domain that runs.
-struct Watch<'a> {
-    domain: &'a Domain,
-    id: DomId,
-    console: ConsoleId,
-    line: Vec<u8>,
-    clocks: Clocks,
-    paths: Paths,
-    time: Time,
-    faults: Vec<String>,
-    said: Option<Said>,
-    /// Its probe has begun.
-    began: bool,
-    started: Duration,
-    samples: u32,
-    next_look: Duration,
-    down_since: Option<Duration>,
-    /// It needs no more watching, whether it said something or not.
-    over: bool,
-}
-
-/// How dom0 watches the domain's virtual time.
-enum Time {
-    /// Its factor stays.
-    Steady(SegmentJudge),
-    /// Its factor changes.
-    Changing(Box<Changer>),
-}
-
-impl<'a> Watch<'a> {
-    fn new(domain: &'a Domain, created: &Created, console: ConsoleId, seed: u64) -> Self {
-        let tdf = domain.factor.tdf();
-        let time = match &domain.changes {
-            Some(changes) => Time::Changing(Box::new(Changer::new(changes, seed, &domain.name))),
-            None => Time::Steady(SegmentJudge::new(tdf, &created.before)),
-        };
-        Self {
-            domain,
-            id: created.id,
-            console,
-            line: Vec::new(),
-            clocks: Clocks::new(tdf),
-            paths: Paths::default(),
-            time,
-            faults: Vec::new(),
-            said: None,
-            began: false,
-            started: Duration::ZERO,
-            samples: 0,
-            next_look: Duration::ZERO,
-            down_since: None,
-            over: false,
-        }
-    }
-
-    fn span(&self) -> Duration {
-        nanos(self.domain.span.real_ns(self.domain.factor.tdf()))
-    }
-
-    /// Nothing in it speaks to us.
-    const fn silent(&self) -> bool {
-        matches!(self.domain.kind, Kind::Config(_))
-    }
-
-    /// When the next sample of virtual time, or change of its factor, is due; `None` if none is.
-    fn next(&self) -> Option<Duration> {
-        let count = self.domain.samples;
-        match &self.time {
-            Time::Steady(_) if self.samples > count => None,
-            Time::Steady(_) => Some(self.started + self.span() * self.samples / count),
-            Time::Changing(_) if self.said.is_some() => None,
-            Time::Changing(changer) => changer.next(),
-        }
-    }
-
-    fn done(&self) -> bool {
-        let all = match &self.time {
-            Time::Steady(_) => self.next().is_none(),
-            Time::Changing(changer) => self.said.is_some() || changer.complete(),
-        };
-        self.over || (all && (self.silent() || self.said.is_some()))
-    }
-
-    /// Whether `line` shows that the probe has begun: our kernel is as soon as it speaks; a Linux
-    /// says much before it runs a program.
-    fn begins(&self, line: &str) -> bool {
-        match self.domain.kind {
-            Kind::Guest => !line.is_empty(),
-            Kind::Linux => line == probe::BEGIN,
-            Kind::Config(_) => false,
-        }
-    }
-
-    fn give_up(&mut self, why: String) {
-        self.faults.push(why);
-        self.over = true;
-    }
-
-    /// Takes what the console brought; returns the complete lines.
-    fn bytes(&mut self, bytes: &[u8]) -> Vec<String> {
-        let mut lines = Vec::new();
-        for &byte in bytes {
-            if byte == b'\n' {
-                lines.extend(self.end_line());
-            } else if self.line.len() < LINE {
-                self.line.push(byte);
-            }
-        }
-        lines
-    }
-
-    /// Takes what there is of the current line as a line.
-    fn end_line(&mut self) -> Option<String> {
-        let line = String::from_utf8_lossy(&self.line).trim_end().to_owned();
-        self.line.clear();
-        self.began |= self.begins(&line);
-        if self.said.is_none() {
-            match line.strip_prefix("Test result: ") {
-                Some("SUCCESS") => self.said = Some(Said::Success),
-                Some(other) => self.said = Some(Said::Other(printable(other))),
-                None => {
-                    self.clocks.line(&line);
-                    self.paths.line(&line);
-                }
-            }
-        }
-        (!line.is_empty()).then(|| format!("{}| {}", self.domain.name, printable(&line)))
-    }
-
-    fn report(mut self) -> (DomainReport, Vec<String>) {
-        let clocks: &[&str] = match (&self.domain.kind, self.domain.test) {
-            (Kind::Guest, Test::Clocks) => &GUEST_CLOCKS,
-            (Kind::Linux, Test::Clocks) => &LINUX_CLOCKS,
-            _ => &[],
-        };
-        if let Some(Said::Other(result)) = &self.said {
-            self.faults.push(format!("its probe says {result} of itself"));
-        }
-        let real_ns = self.domain.span.real_ns(self.domain.factor.tdf());
-        let (xen_row, mut path_rows, time_faults) = match self.time {
-            Time::Steady(segment) => {
-                let (row, faults) = segment.finish();
-                (row, Vec::new(), faults)
-            }
-            Time::Changing(changer) => {
-                let (rows, faults) = changer.finish();
-                (None, rows, faults)
-            }
-        };
-        let (clock_rows, clock_faults) = self.clocks.finish(clocks, real_ns);
-        let (rows, path_faults) = self.paths.finish(&wanted_paths(self.domain));
-        path_rows.extend(rows);
-        let rows = xen_row.into_iter().chain(clock_rows).collect();
-        let faults = [self.faults, time_faults, clock_faults, path_faults].concat();
-        domain_report(self.domain, rows, path_rows, faults)
-    }
-}
-
-/// The (path, probe, vCPU)s that the domain's probe must have tried.
-pub(crate) fn wanted_paths(domain: &Domain) -> Vec<(&'static str, &'static str, u32)> {
-    let on_first = |rows: &[(&'static str, &'static str)]| {
-        rows.iter().map(|(path, probe)| (*path, *probe, 0)).collect()
-    };
-    match (&domain.kind, domain.test) {
-        (Kind::Config(_), _) | (_, Test::Clocks) => Vec::new(),
-        (_, Test::WatchdogBite) => on_first(&[BITE]),
-        (Kind::Linux, _) => on_first(&probe::CHANGES),
-        (Kind::Guest, Test::Changes) => on_first(&GUEST_CHANGES),
-        (Kind::Guest, Test::Paths) => {
-            let tsc: &[&str] = match domain.tsc_mode {
-                TscMode::Native => &NATIVE_PATHS,
-                TscMode::AlwaysEmulate => &EMULATED_PATHS,
-                TscMode::Default => &[],
-            };
-            let each = || GUEST_PATHS.iter().chain(tsc).map(|path| (*path, ""));
-            let all = (0..domain.vcpus).flat_map(|vcpu| each().map(move |(p, q)| (p, q, vcpu)));
-            all.chain(DOMAIN_PATHS.map(|path| (path, "", 0))).collect()
-        }
-    }
-}
-
-fn domain_report(
-    domain: &Domain,
-    clocks: Vec<Row>,
-    paths: Vec<report::Path>,
-    faults: Vec<String>,
-) -> (DomainReport, Vec<String>) {
-    let report = DomainReport {
-        name: domain.name.clone(),
-        kind: domain.kind.to_string(),
-        tdf: domain.factor.tdf().to_string(),
-        tsc_mode: domain.tsc_mode.to_string(),
-        vcpus: domain.vcpus,
-        pass: faults.is_empty(),
-        clocks,
-        paths,
-    };
-    let named = faults.iter().map(|fault| format!("{}: {fault}", domain.name)).collect();
-    (report, named)
-}
-
-const fn nanos(ns: i64) -> Duration {
-    Duration::from_nanos(ns.unsigned_abs())
-}
-
-/// `text` as a string of xl's syntax.
-fn quote(text: &str) -> String {
-    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
-}
-
-/// The xl configuration of a domain with a probe; `None` if it has one already.
-fn configuration(domain: &Domain, seed: u64, assets: &Path) -> Option<String> {
-    let (kernel, ramdisk, memory, extra) = match domain.kind {
-        Kind::Guest => ("guest", None, GUEST_MEMORY_MIB, ""),
-        Kind::Linux => {
-            // A Linux that reads time by a native TSC, which it may choose, is wrong after a change.
-            let extra = match domain.test {
-                Test::Changes => "console=hvc0 quiet clocksource=xen ",
-                _ => "console=hvc0 quiet ",
-            };
-            ("vmlinuz", Some("linux-probe.cgz"), LINUX_MEMORY_MIB, extra)
-        }
-        Kind::Config(_) => return None,
-    };
-    let asset = |name: &str| quote(&assets.join(name).to_string_lossy());
-    let ramdisk = ramdisk.map(|name| format!("ramdisk = {}\n", asset(name))).unwrap_or_default();
-    Some(format!(
-        "# Written by tdf run. Change the scenario instead.\n\
-         type = \"pv\"\nname = {}\nkernel = {}\n{ramdisk}memory = {}\nvcpus = {}\n\
-         tsc_mode = \"{}\"\nextra = \"{extra}test={} span_ns={} samples={} seed={seed}\"\n\
-         on_poweroff = \"destroy\"\non_reboot = \"destroy\"\non_crash = \"destroy\"\n",
-        quote(&domain.name),
-        asset(kernel),
-        domain.memory_mib.unwrap_or(memory),
-        domain.vcpus,
-        domain.tsc_mode,
-        domain.test,
-        domain.span.virtual_ns(domain.factor.tdf()),
-        domain.samples,
-    ))
-}
 
 /// Makes the next change of a domain's factor; after the last one lets the rest of its probe's span
 /// pass quickly.
@@ -332,9 +55,10 @@ fn change<M: Dom0>(
     Ok(())
 }
 
-struct Run<'a, M: Dom0> {
-    control: &'a mut Control<M>,
-    scenario: &'a Scenario,
+/// A run of a scenario.
+pub(crate) struct Run<'a, M: Dom0> {
+    pub(crate) control: &'a mut Control<M>,
+    pub(crate) scenario: &'a Scenario,
     seed: u64,
     assets: &'a Path,
     /// Names of the domains that exist because of us.
@@ -357,6 +81,9 @@ pub fn run<M: Dom0>(
 ) -> Report {
     let version = control.version();
     let mut run = Run { control, scenario, seed, assets, made: Vec::new() };
+    if let Some(network) = &scenario.network {
+        return net::run(run, network, version);
+    }
     let at_once = if scenario.sequential { 1 } else { scenario.domains.len().max(1) };
     let (mut domains, mut failures) = (Vec::new(), Vec::new());
     for group in scenario.domains.chunks(at_once) {
@@ -373,11 +100,16 @@ pub fn run<M: Dom0>(
         pass: failures.is_empty(),
         xen: XenReport { version },
         domains,
+        checks: Vec::new(),
         failures,
     }
 }
 
 impl<M: Dom0> Run<'_, M> {
+    pub(crate) const fn seed(&self) -> u64 {
+        self.seed
+    }
+
     /// Runs `domains` together; a report and the failures of each.
     fn group(&mut self, domains: &[Domain]) -> Vec<(DomainReport, Vec<String>)> {
         let mut prepared: Vec<Result<Watch<'_>, String>> = Vec::new();
@@ -399,14 +131,15 @@ impl<M: Dom0> Run<'_, M> {
             .collect()
     }
 
-    fn log(&mut self, text: &str) {
+    pub(crate) fn log(&mut self, text: &str) {
         self.control.machine.log(&format!("tdf| {text}"));
     }
 
     fn plan(&mut self, domain: &Domain) -> Result<Plan, String> {
         // Without a monitor (-e) a domain that shuts down stays until we have read its last words.
         let mut xl_args = vec!["-e".to_owned(), "-q".to_owned()];
-        let config = match (configuration(domain, self.seed, self.assets), &domain.kind) {
+        let network = self.scenario.network.as_ref();
+        let config = match (configuration(domain, network, self.seed, self.assets), &domain.kind) {
             (None, Kind::Config(path)) => {
                 xl_args.push(format!("name={}", quote(&domain.name)));
                 xl_args.extend(domain.memory_mib.map(|mib| format!("memory={mib}")));
@@ -434,6 +167,12 @@ impl<M: Dom0> Run<'_, M> {
     }
 
     fn prepare<'d>(&mut self, domain: &'d Domain) -> Result<Watch<'d>, String> {
+        let (created, console) = self.make(domain)?;
+        Ok(Watch::new(domain, &created, console, self.seed))
+    }
+
+    /// Makes the domain, which does not run yet, and opens its console.
+    pub(crate) fn make(&mut self, domain: &Domain) -> Result<(Created, ConsoleId), String> {
         let plan = self.plan(domain)?;
         let created = match self.control.build(&plan) {
             Ok(created) => created,
@@ -450,7 +189,7 @@ impl<M: Dom0> Run<'_, M> {
         }
         let console = self.console(created.id)?;
         self.log(&format!("{} is domain {}, TDF {}", domain.name, created.id, created.now.tdf));
-        Ok(Watch::new(domain, &created, console, self.seed))
+        Ok((created, console))
     }
 
     /// The domain has the hypervisor's factor, which nobody has set; now it may read real time.
@@ -502,7 +241,7 @@ impl<M: Dom0> Run<'_, M> {
             let sleeping = match domain.test {
                 Test::Paths => TIMEOUT_VIRTUAL_NS + PATHS_VIRTUAL_NS,
                 Test::WatchdogBite => TIMEOUT_VIRTUAL_NS + BITE_VIRTUAL_NS,
-                Test::Clocks | Test::Changes => TIMEOUT_VIRTUAL_NS,
+                Test::Clocks | Test::Changes | Test::Net => TIMEOUT_VIRTUAL_NS,
             };
             let sleeping = i64::try_from(tdf.to_real(sleeping)).unwrap_or(i64::MAX);
             let span = match &domain.changes {
@@ -617,9 +356,10 @@ impl<M: Dom0> Run<'_, M> {
     }
 
     /// Destroys what exists because of us; a sentence for each domain that would not go.
-    fn destroy_all(&mut self) -> Vec<String> {
+    pub(crate) fn destroy_all(&mut self) -> Vec<String> {
         let mut failures = Vec::new();
-        for name in std::mem::take(&mut self.made) {
+        // The last first: a host before the switch that is its driver domain.
+        for name in std::mem::take(&mut self.made).into_iter().rev() {
             let result = self.control.domid(&name).and_then(|id| match id {
                 Some(id) => self.control.xl(&["destroy", &id.to_string()]).map(drop),
                 None => Ok(()),
@@ -635,6 +375,7 @@ mod tests {
     use super::*;
     use crate::fake::{Behaviour, Fault, Machine};
     use crate::scenario::tests::read;
+    use crate::watch::{GUEST_CLOCKS, GUEST_PATHS, LINUX_CLOCKS, NATIVE_PATHS};
 
     const SCENARIO: &str = r#"
         name = "trial"
@@ -752,7 +493,7 @@ mod tests {
         let mut control = Machine::control();
         control.machine.indestructible = true;
         let report = run(&mut control, &read(SCENARIO).unwrap(), 1, Path::new("/"));
-        assert!(!report.pass && report.failures[0].contains("native: it is still there"));
+        assert!(!report.pass && report.failures[1].contains("native: it is still there"));
     }
 
     #[test]

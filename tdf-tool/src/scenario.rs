@@ -11,10 +11,13 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use tdf_abi::Tdf;
 
+use crate::checks::{self, Check, Cost, Equality, Overload, Ping, Processing, Tcp};
+use crate::network::Network;
 use crate::units::Span;
+use crate::wiring::{self, NetCheck, RawLink, RawSet};
 
 /// A scenario that makes sense.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Scenario {
     /// Its name.
     pub name: String,
@@ -24,6 +27,10 @@ pub struct Scenario {
     pub timeout: Option<Span>,
     /// The domains, each with its check.
     pub domains: Vec<Domain>,
+    /// How they are linked, if they are.
+    pub network: Option<Network>,
+    /// What must hold in their network.
+    pub checks: Vec<Check>,
 }
 
 /// A domain and what is asked of it.
@@ -64,6 +71,8 @@ pub enum Test {
     Changes,
     /// Sets a watchdog and lets it bite.
     WatchdogBite,
+    /// It has none: it is a switch or a host in a network.
+    Net,
 }
 
 impl fmt::Display for Test {
@@ -73,6 +82,7 @@ impl fmt::Display for Test {
             Self::Paths => "paths",
             Self::Changes => "changes",
             Self::WatchdogBite => "watchdog-bite",
+            Self::Net => "net",
         })
     }
 }
@@ -234,6 +244,8 @@ struct RawScenario {
     check: Vec<RawCheck>,
     #[serde(default)]
     change: Vec<RawChange>,
+    #[serde(default)]
+    link: Vec<RawLink>,
 }
 
 #[derive(Deserialize)]
@@ -252,6 +264,13 @@ struct RawDomain {
     vcpus: u32,
     #[serde(default)]
     test: Test,
+    role: Option<Role>,
+}
+
+#[derive(Clone, Copy, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+enum Role {
+    Switch,
 }
 
 #[derive(Clone, Copy, Default, Deserialize, PartialEq, Eq)]
@@ -265,11 +284,40 @@ enum RawCreate {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawCheck {
-    clocks: Vec<String>,
+    clocks: Option<Vec<String>>,
     for_virtual: Option<Span>,
     for_real: Option<Span>,
     #[serde(default = "twenty")]
     samples: u32,
+    name: Option<String>,
+    tdf: Option<String>,
+    #[serde(default)]
+    set: Vec<RawSet>,
+    ping: Option<Ping>,
+    tcp: Option<Tcp>,
+    overload: Option<Overload>,
+    processing: Option<Processing>,
+    equality: Option<Equality>,
+    cost: Option<Cost>,
+}
+
+impl RawCheck {
+    fn names(&self, domain: &str) -> bool {
+        self.clocks.iter().flatten().any(|name| name == domain)
+    }
+
+    /// What it does in a network.
+    fn kinds(&self) -> Vec<checks::Kind> {
+        let kinds = [
+            self.ping.clone().map(checks::Kind::Ping),
+            self.tcp.clone().map(checks::Kind::Tcp),
+            self.overload.clone().map(checks::Kind::Overload),
+            self.processing.clone().map(checks::Kind::Processing),
+            self.equality.clone().map(checks::Kind::Equality),
+            self.cost.clone().map(checks::Kind::Cost),
+        ];
+        kinds.into_iter().flatten().collect()
+    }
 }
 
 #[derive(Deserialize)]
@@ -353,11 +401,45 @@ fn parse(
         let mine = changes.get(domain.name.as_str());
         domains.extend(domain_of(domain, &raw.check, mine, folder, instead.tdf, &mut mistakes));
     }
+    let (network, checks) = network_of(&raw, &domains, &mut mistakes);
     if !mistakes.is_empty() {
         return Err(wrong(mistakes));
     }
     let RawScenario { name, sequential, timeout, .. } = raw;
-    Ok(Scenario { name, sequential, timeout, domains })
+    Ok(Scenario { name, sequential, timeout, domains, network, checks })
+}
+
+/// How the domains are linked, and what must hold between them.
+fn network_of(
+    raw: &RawScenario,
+    domains: &[Domain],
+    mistakes: &mut Vec<String>,
+) -> (Option<Network>, Vec<Check>) {
+    let hosts = domains.iter().any(|domain| domain.test == Test::Net);
+    if raw.link.is_empty() && !hosts {
+        for (i, check) in raw.check.iter().enumerate().filter(|(_, c)| !c.kinds().is_empty()) {
+            let kind = check.kinds()[0].name();
+            mistakes.push(format!("check {}: {kind} needs a [[link]]", i + 1));
+        }
+        return (None, Vec::new());
+    }
+    if domains.iter().any(|domain| domain.test != Test::Net) || raw.sequential {
+        mistakes.push(
+            "a scenario with a [[link]] has switches and hosts only, and all of them at once"
+                .to_owned(),
+        );
+    }
+    if domains.windows(2).any(|pair| pair[0].factor != pair[1].factor) {
+        mistakes.push("all domains of a network have one factor; a check can change it".to_owned());
+    }
+    let network = wiring::network_of(&raw.link, domains, mistakes);
+    let mut checks = Vec::new();
+    for (i, check) in raw.check.iter().enumerate() {
+        let RawCheck { name, tdf, set, .. } = check;
+        let given = NetCheck { name, tdf, set, kinds: check.kinds() };
+        checks.extend(given.check(i + 1, &network, mistakes));
+    }
+    (Some(network), checks)
 }
 
 fn check_names(raw: &RawScenario, mistakes: &mut Vec<String>) {
@@ -375,11 +457,26 @@ fn check_names(raw: &RawScenario, mistakes: &mut Vec<String>) {
     }
     for (i, check) in raw.check.iter().enumerate() {
         let at = i + 1;
-        for name in check.clocks.iter().filter(|name| !known.contains(name.as_str())) {
+        for name in check.clocks.iter().flatten().filter(|name| !known.contains(name.as_str())) {
             mistakes.push(format!("check {at}: there is no domain {name:?}"));
         }
-        if check.clocks.is_empty() {
+        let Some(clocks) = &check.clocks else {
+            if check.kinds().is_empty() {
+                mistakes.push(format!("check {at}: it says neither clocks nor what else"));
+            }
+            if check.for_virtual.is_some() || check.for_real.is_some() {
+                mistakes.push(format!("check {at}: for_virtual and for_real are for clocks"));
+            }
+            continue;
+        };
+        if clocks.is_empty() {
             mistakes.push(format!("check {at}: clocks = [] names no domain"));
+        }
+        if !check.kinds().is_empty() {
+            mistakes.push(format!(
+                "check {at}: clocks and {}: of one kind only",
+                check.kinds()[0].name()
+            ));
         }
         if check.for_virtual.is_some() == check.for_real.is_some() {
             mistakes.push(format!("check {at}: give either for_virtual or for_real"));
@@ -478,7 +575,20 @@ fn domain_of(
     if raw.memory.is_some_and(|mib| !(1..=1 << 20).contains(&mib)) {
         mistakes.push(format!("domain {name:?}: memory is in MiB, between 1 and 1048576"));
     }
-    let mut mine = checks.iter().filter(|check| check.clocks.contains(name));
+    let test = match (raw.role, raw.test) {
+        (Some(Role::Switch), Test::Clocks) if kind == Kind::Guest => Test::Net,
+        (Some(Role::Switch), _) => {
+            mistakes
+                .push(format!("domain {name:?}: role = \"switch\" is for our kernel, and no test"));
+            Test::Net
+        }
+        (None, Test::Net) if kind != Kind::Linux => {
+            mistakes.push(format!("domain {name:?}: test = \"net\" is for kind = \"linux\""));
+            Test::Net
+        }
+        (None, test) => test,
+    };
+    let mut mine = checks.iter().filter(|check| check.names(name));
     let watched = match (mine.next(), mine.next(), changes) {
         (Some(check), None, None) => match (check.for_virtual, check.for_real) {
             (Some(span), _) => Some((CheckSpan::Virtual(span), check.samples)),
@@ -501,6 +611,7 @@ fn domain_of(
             ));
             None
         }
+        (None, ..) if test == Test::Net => Some((CheckSpan::Virtual(Span::SECOND), twenty())),
         (None, ..) => {
             mistakes.push(format!("domain {name:?}: no [[check]] names it"));
             None
@@ -510,8 +621,12 @@ fn domain_of(
             None
         }
     };
+    let mine_too = checks.iter().any(|check| check.names(name)) || changes.is_some();
     let own = matches!(kind, Kind::Config(_));
-    match raw.test {
+    match test {
+        Test::Net if mine_too => {
+            mistakes.push(format!("domain {name:?}: clocks of a network's domains are not checked"))
+        }
         Test::Changes if changes.is_none() => mistakes
             .push(format!("domain {name:?}: test = \"changes\", but no [[change]] names it")),
         Test::Clocks | Test::Paths | Test::WatchdogBite if changes.is_some() && !own => mistakes
@@ -536,7 +651,7 @@ fn domain_of(
         tsc_mode: raw.tsc_mode,
         memory_mib: raw.memory,
         vcpus: raw.vcpus,
-        test: raw.test,
+        test,
         span,
         samples,
         changes: changes.cloned(),
@@ -546,6 +661,7 @@ fn domain_of(
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::network::{End, Via};
 
     const GOOD: &str = r#"
         name = "clocks"
@@ -701,6 +817,93 @@ pub(crate) mod tests {
         }
         let linux = GOOD.replace("kind = \"linux\"", "kind = \"linux\"\ntest = \"paths\"");
         assert!(mistakes(&linux)[0].contains("Linux cannot"));
+    }
+
+    const NETWORK: &str = r#"
+        name = "net"
+        [[domain]]
+        name = "s"
+        kind = "guest"
+        role = "switch"
+        tdf = "10"
+        [[domain]]
+        name = "a"
+        kind = "linux"
+        test = "net"
+        tdf = "10"
+        [[domain]]
+        name = "b"
+        kind = "linux"
+        test = "net"
+        tdf = "10"
+        [[link]]
+        domain = "a"
+        switch = "s"
+        address = "10.0.0.1/24"
+        delay = "1 ms"
+        ingress = { rate = "1 Gbit/s", framing = "ethernet" }
+        [[link]]
+        domain = "b"
+        switch = "s"
+        via = "netfront"
+        address = "10.0.0.2/24"
+        [[check]]
+        ping = { from = "a", to = "b" }
+        tdf = "5"
+        set = [{ link = "b", rate = "10 Mbit/s" }]
+    "#;
+
+    #[test]
+    fn a_network_is_read_with_what_its_checks_change() {
+        let scenario = read(NETWORK).unwrap();
+        let network = scenario.network.as_ref().unwrap();
+        let [a, b] = &network.links[..] else { panic!("two links") };
+        assert_eq!(a.port.egress.delay, switch_model::Span::ms(1));
+        assert_eq!(a.port.ingress.framing, switch_model::Framing::ETHERNET);
+        assert_eq!(b.end, End::Switch("s".to_owned(), Via::Netfront));
+        let check = &scenario.checks[0];
+        assert_eq!((check.tdf, check.settings[0]), (Some("5".parse().unwrap()), a.port));
+        assert_eq!(check.settings[1].egress.rate, Some(switch_model::Rate::mbit(10)));
+        let path = network.path("a", "b", &check.settings).unwrap();
+        let specs: Vec<_> = path.iter().map(|hop| hop.spec).collect();
+        assert_eq!(specs, [check.settings[0].ingress, check.settings[1].egress]);
+        assert_eq!(network.path("a", "nobody", &check.settings), None);
+    }
+
+    #[test]
+    fn networks_that_make_no_sense_are_refused() {
+        for (from, to, says) in [
+            ("delay = \"1 ms\"", "delay = \"1\"", "link of \"a\": \"1\": the unit is missing"),
+            ("delay = \"1 ms\"", "dealy = \"1 ms\"", "dealy"),
+            ("\"1 Gbit/s\"", "\"fast\"", "ingress: \"fast\""),
+            ("10.0.0.2/24", "10.0.0.1/24", "is another's, too"),
+            ("10.0.0.2/24", "10.0.0.2", "expected one like"),
+            ("from = \"a\"", "from = \"s\"", "are not two hosts"),
+            ("from = \"a\"", "from = \"b\"", "are not two hosts"),
+            ("link = \"b\"", "link = \"s\"", "no domain with a link"),
+            ("rate = \"10 Mbit/s\"", "rate = \"10\"", "set of \"b\""),
+            ("role = \"switch\"", "", "no [[check]] names it"),
+            ("test = \"net\"", "", "no [[check]] names it"),
+            ("kind = \"guest\"", "kind = \"linux\"", "role = \"switch\" is for our kernel"),
+            ("tdf = \"10\"", "tdf = \"7\"", "one factor"),
+            ("tdf = \"5\"", "tdf = \"0\"", "check 1: tdf = \"0\""),
+            ("ping = {", "pong = {", "pong"),
+            ("ping = {", "tcp = { for_virtual = \"1.5 s\",", "whole seconds"),
+            ("ping = {", "clocks = [\"a\"]\nping = {", "of one kind only"),
+            ("via = \"netfront\"", "via = \"carrier pigeon\"", "carrier pigeon"),
+            ("switch = \"s\"", "switch = \"a\"", "is no other switch"),
+            ("switch = \"s\"", "", "give either switch or bridge"),
+        ] {
+            let text = NETWORK.replacen(from, to, 1);
+            assert_ne!(text, NETWORK, "{from}");
+            let mistakes = mistakes(&text).join("\n");
+            assert!(mistakes.contains(says), "{says}: {mistakes}");
+        }
+        let alone = GOOD.replace(
+            "for_real = \"4 s\"",
+            "for_real = \"4 s\"\n[[check]]\nping = { from = \"a\", to = \"b\" }",
+        );
+        assert!(mistakes(&alone)[0].contains("ping needs a [[link]]"));
     }
 
     #[test]

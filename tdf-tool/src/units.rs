@@ -13,6 +13,9 @@ pub struct Span(u64);
 const MOST: u64 = 7 * 24 * 3600 * 1_000_000_000;
 
 impl Span {
+    /// A second.
+    pub const SECOND: Self = Self(1_000_000_000);
+
     /// Nanoseconds.
     pub const fn ns(self) -> i64 {
         self.0 as i64

@@ -15,6 +15,10 @@ mount -t xenfs none /proc/xen
 
 argument() { sed -n "s/.*\\b$1=\\([^ ]*\\).*/\\1/p" /proc/cmdline; }
 
+if [ -n "$(argument tdf.network)" ]; then
+    for module in /modules/net/*.ko; do insmod "$module"; done
+fi
+
 xenstored --pid-file /var/run/xenstored.pid
 # xenstored answers as soon as its socket is there.
 tries=0

@@ -7,14 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufWriter, Cursor, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, bail};
-use cpio::newc;
+use anyhow::{Context, Result, bail};
 
 use crate::apt::{Apt, Base};
+use crate::archive::{Archive, Entry};
 use crate::exec::{Cmd, Step};
 use crate::paths;
 use crate::stamp::{Inputs, Stamp};
@@ -22,14 +21,23 @@ use crate::stamp::{Inputs, Stamp};
 /// Programs of the toolstack that dom0 runs, from the versioned folder of `xen-utils`.
 const XEN_PROGRAMS: &[&str] = &["xl", "xenstored", "xenconsoled", "xen-init-dom0"];
 
+/// Programs of `xenstore-utils` that `tdf` and the scripts use.
+const XENSTORE_TOOLS: &[&str] =
+    &["xenstore-read", "xenstore-write", "xenstore-ls", "xenstore-rm", "xenstore-exists"];
+
 /// Kernel modules that dom0 and the Linux guest load, in this order.
 const MODULES: &[&str] = &["xen-evtchn", "xen-privcmd", "xenfs", "xen-gntdev", "xen-gntalloc"];
+/// Those that it loads besides when the scenario has links.
+const NET_MODULES: &[&str] = &["llc", "stp", "bridge", "xen-netback"];
 
 const DOM0_INIT: &str = include_str!("dom0-init.sh");
 /// What dom0 can run instead of a scenario: each script's name, and its text.
 pub const SCRIPTS: [(&str, &str); 2] =
     [("commands", include_str!("commands.sh")), ("cost", include_str!("cost.sh"))];
 const PROBE_INIT: &str = include_str!("probe-init.sh");
+const NET_INIT: &str = include_str!("net-init.sh");
+/// Connects a domain's interface to a bridge of dom0.
+const VIF_BRIDGE: &str = include_str!("vif-bridge.sh");
 
 /// Where `tdf run` looks for kernels and scenarios.
 const ASSETS: &str = "usr/share/xen-tdf";
@@ -42,73 +50,10 @@ pub struct Linux {
     pub version: String,
     /// The archive that every dom0 of this base begins with.
     base: PathBuf,
-    /// Files of the Linux guest's initramfs that do not depend on our sources.
+    /// Files of the initramfs of the Linux that measures its clocks, but for those of our sources.
     guest: Vec<(String, Entry)>,
-}
-
-/// What the archive holds at one path.
-#[derive(Clone)]
-enum Entry {
-    File { mode: u32, content: Vec<u8> },
-    Link { to: String },
-}
-
-impl Entry {
-    fn program(content: Vec<u8>) -> Self {
-        Self::File { mode: 0o755, content }
-    }
-
-    fn read(path: &Path) -> Result<Self> {
-        let fail = || format!("cannot read {}", path.display());
-        let meta = fs::symlink_metadata(path).with_context(fail)?;
-        if meta.is_symlink() {
-            let to = fs::read_link(path).with_context(fail)?;
-            return Ok(Self::Link { to: to.to_string_lossy().into_owned() });
-        }
-        let content = fs::read(path).with_context(fail)?;
-        Ok(Self::File { mode: meta.permissions().mode() & 0o777, content })
-    }
-}
-
-/// An initramfs in the making. Times, owners and inode numbers are constants: the same files give
-/// the same archive.
-#[derive(Default)]
-struct Archive(BTreeMap<String, Entry>);
-
-impl Archive {
-    fn add(&mut self, path: impl Into<String>, entry: Entry) {
-        self.0.insert(path.into(), entry);
-    }
-
-    fn write(&self, file: &Path) -> Result<()> {
-        let fail = || format!("cannot write {}", file.display());
-        let part = file.with_extension("part");
-        let mut out = BufWriter::new(File::create(&part).with_context(fail)?);
-        let mut folders = std::collections::BTreeSet::new();
-        let mut inode = 1;
-        for (path, entry) in &self.0 {
-            for (at, _) in path.match_indices('/') {
-                if folders.insert(&path[..at]) {
-                    inode += 1;
-                    let folder = newc::Builder::new(&path[..at]).ino(inode).mode(0o040_755);
-                    folder.write(&mut out, 0).finish().with_context(fail)?;
-                }
-            }
-            inode += 1;
-            let (mode, content) = match entry {
-                Entry::File { mode, content } => (0o100_000 | mode, content.as_slice()),
-                Entry::Link { to } => (0o120_777, to.as_bytes()),
-            };
-            let size = u32::try_from(content.len())?;
-            let mut one =
-                newc::Builder::new(path).ino(inode).nlink(1).mode(mode).write(&mut out, size);
-            std::io::copy(&mut Cursor::new(content), &mut one).with_context(fail)?;
-            one.finish().with_context(fail)?;
-        }
-        newc::trailer(&mut out).with_context(fail)?;
-        out.into_inner().map_err(|e| anyhow!("{e}")).with_context(fail)?.sync_all()?;
-        fs::rename(&part, file).with_context(fail)
-    }
+    /// The same of the Linux that is a host in a network.
+    host: Vec<(String, Entry)>,
 }
 
 /// Fetches and unpacks the packages of `base`, and makes what all its labs share.
@@ -118,10 +63,11 @@ impl Archive {
 pub fn linux(base: Base) -> Result<Linux> {
     let dir = paths::work().join(base.to_string());
     let root = dir.join("packages");
+    let host_root = dir.join("packages-host");
     let archive = dir.join("dom0-base.cpio");
     let stamp = Stamp::new(dir.join("packages.stamp"));
     let inputs = Inputs::new().text(include_str!("dom0.rs")).hash();
-    if !(stamp.is(&inputs) && archive.is_file() && root.is_dir()) {
+    if !(stamp.is(&inputs) && archive.is_file() && root.is_dir() && host_root.is_dir()) {
         stamp.clear();
         let mut step = Step::begin(&format!("{base}-dom0"), "dom0 packages")?;
         let apt = Apt::open(base)?;
@@ -132,20 +78,35 @@ pub fn linux(base: Base) -> Result<Linux> {
         names.push(dependency(&apt, &mut step, "xen-system-amd64", "xen-utils-")?);
         names.push(dependency(&apt, &mut step, "linux-image-amd64", "linux-image-")?);
         let files = apt.with_libraries(&mut step, &names)?;
-        if root.exists() {
-            fs::remove_dir_all(&root).context("cannot remove the old packages")?;
-        }
-        for file in &files {
-            step.run(&Cmd::new("dpkg-deb").arg("-x").arg(file).arg(&root))?;
-        }
+        unpack(&mut step, &files, &root)?;
+        let host_files = apt.with_libraries(&mut step, &["iperf3".to_owned()])?;
+        unpack(&mut step, &host_files, &host_root)?;
         base_archive(&root)?.write(&archive)?;
         stamp.set(&inputs)?;
-        step.done(&format!("{} packages unpacked", files.len()));
+        step.done(&format!("{} packages unpacked", files.len() + host_files.len()));
     }
     let (version, vmlinuz) = kernel(&root)?;
-    let mut guest = vec![("bin/busybox".to_owned(), Entry::read(&busybox(&root)?)?)];
-    guest.extend(modules(&root, &["xen-privcmd"])?);
-    Ok(Linux { vmlinuz, version, base: archive, guest })
+    let shell = ("bin/busybox".to_owned(), Entry::read(&busybox(&root)?)?);
+    let mut guest = vec![shell.clone()];
+    guest.extend(modules(&root, "modules", &["xen-privcmd"])?);
+    let mut host = Archive::default();
+    host.add(shell.0, shell.1);
+    libraries(&host_root, &mut host)?;
+    host.add("usr/bin/iperf3", Entry::read(&host_root.join("usr/bin/iperf3"))?);
+    let mut host: Vec<_> = host.into_entries().collect();
+    host.extend(modules(&root, "modules", &["xen-netfront"])?);
+    Ok(Linux { vmlinuz, version, base: archive, guest, host })
+}
+
+/// Unpacks packages into `root`, which holds nothing else afterwards.
+fn unpack(step: &mut Step, files: &[PathBuf], root: &Path) -> Result<()> {
+    if root.exists() {
+        fs::remove_dir_all(root).context("cannot remove the old packages")?;
+    }
+    for file in files {
+        step.run(&Cmd::new("dpkg-deb").arg("-x").arg(file).arg(root))?;
+    }
+    Ok(())
 }
 
 /// The package beginning with `prefix` that the meta package `meta` stands for.
@@ -167,12 +128,25 @@ fn base_archive(root: &Path) -> Result<Archive> {
     for program in XEN_PROGRAMS {
         archive.add(format!("usr/sbin/{program}"), Entry::read(&bin.join(program))?);
     }
-    for tool in ["usr/bin/xenstore-read", "usr/bin/xenstore-write", "usr/bin/xenstore-ls"] {
-        let path = root.join(tool);
+    for tool in XENSTORE_TOOLS {
+        let tool = format!("usr/bin/{tool}");
+        let path = root.join(&tool);
         // Names of one program: links, or copies of it.
         let path = fs::canonicalize(&path).with_context(|| format!("no {tool}"))?;
         archive.add(tool, Entry::read(&path)?);
     }
+    libraries(root, &mut archive)?;
+    archive.add("bin/busybox", Entry::read(&busybox(root)?)?);
+    for (folder, names) in [("modules", MODULES), ("modules/net", NET_MODULES)] {
+        for (path, entry) in modules(root, folder, names)? {
+            archive.add(path, entry);
+        }
+    }
+    Ok(archive)
+}
+
+/// The shared libraries that the packages in `root` brought, and their loader.
+fn libraries(root: &Path, archive: &mut Archive) -> Result<()> {
     for folder in ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu", "lib64", "usr/lib64"] {
         let Ok(entries) = fs::read_dir(root.join(folder)) else { continue };
         for entry in entries {
@@ -184,15 +158,11 @@ fn base_archive(root: &Path) -> Result<Archive> {
         }
     }
     // Releases with a merged /usr ship the loader there only; programs ask for it in /lib64.
-    if !archive.0.contains_key("lib64/ld-linux-x86-64.so.2") {
+    if !archive.has("lib64/ld-linux-x86-64.so.2") {
         let to = "/usr/lib64/ld-linux-x86-64.so.2".to_owned();
         archive.add("lib64/ld-linux-x86-64.so.2", Entry::Link { to });
     }
-    archive.add("bin/busybox", Entry::read(&busybox(root)?)?);
-    for (path, entry) in modules(root, MODULES)? {
-        archive.add(path, entry);
-    }
-    Ok(archive)
+    Ok(())
 }
 
 /// The folder of the toolstack's version, `/usr/lib/xen-4.17` or the like.
@@ -225,8 +195,8 @@ fn kernel(root: &Path) -> Result<(String, PathBuf)> {
     bail!("the packages brought no kernel")
 }
 
-/// The kernel modules `names`, uncompressed, with numbers before their names for the order.
-fn modules(root: &Path, names: &[&str]) -> Result<Vec<(String, Entry)>> {
+/// The kernel modules `names`, uncompressed, in `folder`, with numbers before their names for the order.
+fn modules(root: &Path, folder: &str, names: &[&str]) -> Result<Vec<(String, Entry)>> {
     let mut todo = vec![root.join("lib/modules"), root.join("usr/lib/modules")];
     let mut found = BTreeMap::new();
     while let Some(dir) = todo.pop() {
@@ -254,7 +224,7 @@ fn modules(root: &Path, names: &[&str]) -> Result<Vec<(String, Entry)>> {
             }
             other => bail!("{}: unknown compression {other}", path.display()),
         };
-        files.push((format!("modules/{order}-{name}.ko"), Entry::File { mode: 0o644, content }));
+        files.push((format!("{folder}/{order}-{name}.ko"), Entry::File { mode: 0o644, content }));
     }
     Ok(files)
 }
@@ -267,6 +237,8 @@ pub struct Contents<'a> {
     pub guest: &'a Path,
     /// A scenario from outside the repository.
     pub scenario: Option<&'a Path>,
+    /// Domains of the scenario are linked, so that there are hosts.
+    pub network: bool,
 }
 
 /// Makes the initramfs of the lab's dom0; returns it.
@@ -278,25 +250,34 @@ pub fn initramfs(base: Base, linux: &Linux, contents: &Contents<'_>) -> Result<P
     let tdf = Entry::program(
         fs::read(contents.tdf).with_context(|| format!("no {}", contents.tdf.display()))?,
     );
-    let probe = {
+    let guest = |name: &str, files: &[(String, Entry)], init: &str| -> Result<PathBuf> {
         let mut archive = Archive::default();
-        for (path, entry) in &linux.guest {
+        for (path, entry) in files {
             archive.add(path, entry.clone());
         }
-        archive.add("init", Entry::program(PROBE_INIT.into()));
+        archive.add("init", Entry::program(init.into()));
         archive.add("bin/tdf", tdf.clone());
-        let file = dir.join("linux-probe.cpio");
+        let file = dir.join(name);
         archive.write(&file)?;
-        file
+        Ok(file)
+    };
+    let probe = guest("linux-probe.cpio", &linux.guest, PROBE_INIT)?;
+    let host = match contents.network {
+        true => Some(guest("linux-host.cpio", &linux.host, NET_INIT)?),
+        false => None,
     };
     let mut archive = Archive::default();
     archive.add("init", Entry::program(DOM0_INIT.into()));
-    archive.add("usr/bin/tdf", tdf);
+    archive.add("usr/bin/tdf", tdf.clone());
     archive.add(format!("{ASSETS}/guest"), Entry::read(contents.guest)?);
     archive.add(format!("{ASSETS}/vmlinuz"), Entry::read(&linux.vmlinuz)?);
     archive.add(format!("{ASSETS}/linux-probe.cgz"), Entry::read(&probe)?);
     for (name, text) in SCRIPTS {
         archive.add(format!("{ASSETS}/{name}.sh"), Entry::program(text.into()));
+    }
+    if let Some(host) = host {
+        archive.add(format!("{ASSETS}/linux-host.cgz"), Entry::read(&host)?);
+        archive.add("etc/xen/scripts/vif-bridge", Entry::program(VIF_BRIDGE.into()));
     }
     archive.add("etc/xen/guest.cfg", Entry::read(&paths::root().join("guest/guest.cfg"))?);
     let scenarios = paths::root().join("tdf-tool/scenarios");

@@ -32,6 +32,53 @@ pub const COST: &str = "cost";
 const XEN_ARGS: &str =
     "com1=115200,8n1 console=com1 loglvl=info guest_loglvl=info dom0_mem=400M dom0_max_vcpus=1";
 
+/// Memory of the machine that suffices for Xen, dom0 and a few small domains, one after another.
+const MEMORY_MIB: u32 = 1024;
+
+/// What a scenario asks of the machine, as far as it matters here.
+struct Demand {
+    /// MiB of memory.
+    memory_mib: u32,
+    /// Its domains are linked.
+    network: bool,
+}
+
+impl Demand {
+    /// Xen's own, and dom0's.
+    const BASE_MIB: u32 = 576;
+
+    fn of_own(name: &str) -> Result<Self> {
+        let file = paths::root().join(format!("tdf-tool/scenarios/{name}.toml"));
+        if file.is_file() { Self::of(&file) } else { Self::read("") }
+    }
+
+    fn of(file: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("cannot read {}", file.display()))?;
+        Self::read(&text).with_context(|| file.display().to_string())
+    }
+
+    /// Whatever else is wrong with the scenario, `tdf run` says it.
+    fn read(text: &str) -> Result<Self> {
+        let scenario: toml::Table = toml::from_str(text)?;
+        let domains = scenario.get("domain").and_then(toml::Value::as_array);
+        let memory = |domain: &toml::Value| {
+            let given = domain.get("memory").and_then(toml::Value::as_integer);
+            u32::try_from(given.unwrap_or(192)).unwrap_or(0)
+        };
+        let sum =
+            domains.into_iter().flatten().map(memory).fold(Self::BASE_MIB, u32::saturating_add);
+        Ok(Self {
+            memory_mib: if scenario.contains_key("link") {
+                sum.max(MEMORY_MIB)
+            } else {
+                MEMORY_MIB
+            },
+            network: scenario.contains_key("link"),
+        })
+    }
+}
+
 /// What to run, and how.
 #[derive(Clone)]
 pub struct Options {
@@ -116,10 +163,18 @@ pub fn run(options: &Options) -> Result<Outcome> {
     if options.scenario == BARE {
         return bare(options, &parts);
     }
+    let demand = match &scenario_file {
+        Some(file) => Demand::of(file)?,
+        None => Demand::of_own(&options.scenario)?,
+    };
     let tdf = tool::build()?;
     let linux = dom0::linux(options.base)?;
-    let contents =
-        Contents { tdf: &tdf, guest: &parts.guest.path, scenario: scenario_file.as_deref() };
+    let contents = Contents {
+        tdf: &tdf,
+        guest: &parts.guest.path,
+        scenario: scenario_file.as_deref(),
+        network: demand.network,
+    };
     let initramfs = dom0::initramfs(options.base, &linux, &contents)?;
     let name = scenario_name(&options.scenario);
     let mut args =
@@ -130,9 +185,15 @@ pub fn run(options: &Options) -> Result<Outcome> {
     if dom0::SCRIPTS.iter().any(|(name, _)| *name == options.scenario) {
         args.push_str(&format!(" tdf.script={name}.sh"));
     }
+    if demand.network {
+        args.push_str(" tdf.network=1");
+    }
     let mut step = Step::begin(&format!("lab-{name}"), &format!("lab ({name}, {})", options.base))?;
-    let output = machine(options, &parts.xen.image, &linux.vmlinuz, &args, Some(&initramfs), &name)
-        .run(&mut step)?;
+    let machine = Machine {
+        memory_mib: demand.memory_mib,
+        ..machine(options, &parts.xen.image, &linux.vmlinuz, &args, Some(&initramfs), &name)
+    };
+    let output = machine.run(&mut step)?;
     let results = Results::parse(&output)?;
     step.done(if results.code == 0 { "ran" } else { "ran, with failures" });
     let mut document: Value = match serde_json::from_str(results.json) {
@@ -182,10 +243,10 @@ pub fn interact(options: &Options) -> Result<()> {
     let parts = parts(options)?;
     let tdf = tool::build()?;
     let linux = dom0::linux(options.base)?;
-    let contents = Contents { tdf: &tdf, guest: &parts.guest.path, scenario: None };
+    let contents = Contents { tdf: &tdf, guest: &parts.guest.path, scenario: None, network: true };
     let initramfs = dom0::initramfs(options.base, &linux, &contents)?;
     let step = Step::begin("lab-interactive", "lab")?;
-    let args = "console=hvc0 quiet panic=-1 tdf.interactive=1";
+    let args = "console=hvc0 quiet panic=-1 tdf.interactive=1 tdf.network=1";
     let options = Options {
         accel: if options.accel == Accel::Kvm { Accel::Kvm } else { Accel::Tcg },
         ..options.clone()
@@ -213,6 +274,7 @@ fn machine<'a>(
         kernel_args,
         initramfs,
         accel: options.accel,
+        memory_mib: MEMORY_MIB,
         seed: options.seed,
         timeout: options.timeout,
         dir: paths::work().join(options.base.to_string()).join("lab").join(name),
@@ -332,6 +394,17 @@ mod tests {
             assert!(Results::split(&text[..cut]).is_none_or(|r| r.code == 0), "{cut}");
         }
         assert!(Results::split("=== table\n=== json\n").is_none());
+    }
+
+    #[test]
+    fn a_network_gets_the_memory_of_its_domains() {
+        let demand = |text: &str| Demand::read(text).map(|d| (d.memory_mib, d.network)).unwrap();
+        let domain = "[[domain]]\nname = \"a\"\n";
+        assert_eq!(demand(domain), (MEMORY_MIB, false));
+        assert_eq!(demand(&format!("{domain}[[link]]")), (MEMORY_MIB, true));
+        let large = format!("{domain}memory = 1000\n{domain}[[link]]");
+        assert_eq!(demand(&large), (Demand::BASE_MIB + 1000 + 192, true));
+        assert!(Demand::read("[[").is_err());
     }
 
     #[test]

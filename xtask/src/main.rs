@@ -2,6 +2,7 @@
 //! `cargo xtask`: builds all of xen-tdf, and boots the lab.
 
 mod apt;
+mod archive;
 mod cost;
 mod dom0;
 mod exec;

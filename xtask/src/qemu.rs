@@ -50,6 +50,8 @@ pub struct Machine<'a> {
     pub initramfs: Option<&'a Path>,
     /// How it runs.
     pub accel: Accel,
+    /// MiB of memory.
+    pub memory_mib: u32,
     /// Seed of everything that is random in the machine.
     pub seed: u64,
     /// Longest time that the run may take.
@@ -79,7 +81,15 @@ impl Machine<'_> {
             modules.push(format!(",{}", path(initramfs)?));
         }
         let mut cmd = Cmd::new("qemu-system-x86_64")
-            .args(["-m", "1024", "-no-reboot", "-nic", "none", "-vga", "none"])
+            .args([
+                "-m",
+                &self.memory_mib.to_string(),
+                "-no-reboot",
+                "-nic",
+                "none",
+                "-vga",
+                "none",
+            ])
             .arg("-kernel")
             .arg(self.xen)
             .args(["-append", self.xen_args])

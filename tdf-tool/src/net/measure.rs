@@ -1,0 +1,551 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The checks of a network: what is done, what theory says, and whether they agree.
+
+use tdf_abi::Tdf;
+
+use super::Lab;
+use crate::checks::{Check, Cost, Equality, Kind, Overload, Ping, Processing, Tcp, span};
+use crate::dom0::Dom0;
+use crate::iperf::{Flow, Pings};
+use crate::network::{Hop, Link, PortSettings};
+use crate::plot;
+use crate::report::{CheckReport, Figure};
+use crate::stats::{binomial_interval, ks_distance, ks_limit};
+use crate::xen::DomId;
+
+/// Bytes of IP and ICMP headers before a ping's payload.
+const PING_HEADERS: u32 = 28;
+/// Bytes of IP and TCP headers, with the time stamps that Linux sends in each segment.
+const TCP_HEADERS: u32 = 52;
+/// Bytes of IP and UDP headers.
+const UDP_HEADERS: u32 = 28;
+/// The check sequence, which no interface shows.
+const CHECK_SEQUENCE: u32 = 4;
+
+/// Xen may fire a timer so much late, ns of real time (`timer_slop`); each port that holds a frame
+/// back waits for one.
+const TIMER_SLOP_NS: i128 = 50_000;
+/// Ping shows whole microseconds.
+const PING_RESOLUTION_NS: i64 = 1_000;
+
+/// Of all runs, so many fall outside the interval for lost frames by chance.
+const RISK: f64 = 0.001;
+/// Bytes that are sent to learn what ideal ports carry.
+const CALIBRATION_BYTES: u64 = 3_000_000;
+/// Of what ideal ports carry, so much is promised, in percent: a port with a rate also has to wait
+/// for the moment of each frame.
+const PROMISED: i64 = 80;
+
+/// By how much a goodput may be off theory, in thousandths.
+const GOODPUT_PERMILLE: i64 = 10;
+/// By how much goodputs at different factors may differ, in thousandths.
+const EQUAL_PERMILLE: i64 = 5;
+/// By how much the machine's own part of a round trip may be off 1/TDF, in hundredths.
+const SHRINK_PERCENT: i64 = 25;
+
+const NANOSECONDS: &str = "ns";
+const BITS: &str = "bit/s";
+
+/// What a path does to frames, added up.
+struct Theory {
+    /// Time of an unhindered frame, ns.
+    transit_ns: i64,
+    /// Ports that hold frames back.
+    waits: i128,
+    /// The probability that a frame is lost; `None`: not by independent chance.
+    loss: Option<f64>,
+}
+
+fn theory(path: &[Hop], frame: u32) -> Theory {
+    let transit: u64 = path.iter().map(|hop| hop.transit_ns(frame)).sum();
+    let kept = path.iter().map(|hop| hop.loss().map(|p| 1.0 - p)).product::<Option<f64>>();
+    Theory {
+        transit_ns: narrow(transit.into()),
+        waits: path.iter().filter(|hop| hop.transit_ns(frame) > 0).count() as i128,
+        loss: kept.map(|kept| 1.0 - kept),
+    }
+}
+
+fn narrow(value: i128) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+/// The port on the path that lets the least payload through, and how much that is, bit/s.
+fn bottleneck(path: &[Hop], frame: u32, payload: u32) -> Option<(&Hop, i64)> {
+    let rates = path.iter().filter_map(|hop| {
+        let rate = i128::from(hop.spec.rate?.as_bits());
+        Some((hop, narrow(rate * i128::from(payload) / i128::from(hop.slot_bytes(frame)))))
+    });
+    rates.min_by_key(|(_, goodput)| *goodput)
+}
+
+/// The range of so many thousandths around `value`.
+const fn around(value: i64, permille: i64) -> (i64, i64) {
+    let off = value / 1000 * permille;
+    (value - off, value + off)
+}
+
+impl<M: Dom0> Lab<'_, M> {
+    pub(super) fn measure(
+        &mut self,
+        check: &Check,
+        report: &mut CheckReport,
+    ) -> Result<(), String> {
+        match &check.kind {
+            Kind::Ping(ping) => self.ping(ping, &check.settings, report),
+            Kind::Tcp(tcp) => self.tcp(tcp, &check.settings, report),
+            Kind::Overload(overload) => self.overload(overload, &check.settings, report),
+            Kind::Processing(processing) => self.processing(processing, report),
+            Kind::Equality(equality) => self.equality(equality, &check.settings, report),
+            Kind::Cost(cost) => self.cost(cost, report),
+        }
+    }
+
+    fn pings(&mut self, ping: &Ping) -> Result<Pings, String> {
+        let Ping { from, to, count, size, every } = ping;
+        let to = self.address(to)?;
+        let every = every.ns();
+        let seconds = format!("{}.{:06}", every / 1_000_000_000, every / 1_000 % 1_000_000);
+        let command = format!("ping -c {count} -i {seconds} -s {size} -W 1 {to}");
+        let span = every * i64::from(*count) + 2_000_000_000;
+        Pings::parse(&self.call(from, &command, span)?.text())
+    }
+
+    /// Mean time of a round trip on ideal ports at the factor of now: what the machine itself adds.
+    fn ideal_rtt(&mut self, ping: &Ping) -> Result<i64, String> {
+        let key = (ping.from.clone(), ping.to.clone(), ping.size, self.tdf.to_string());
+        if let Some(&rtt) = self.ideal_rtt.get(&key) {
+            return Ok(rtt);
+        }
+        self.idealise()?;
+        // The first ones find out addresses and places.
+        self.pings(&Ping { count: 3, ..ping.clone() })?;
+        let pings = self.pings(&Ping { count: 20, ..ping.clone() })?;
+        let rtt = pings.mean_ns().ok_or("no ping was answered on ideal ports")?;
+        self.ideal_rtt.insert(key, rtt);
+        Ok(rtt)
+    }
+
+    fn ping(
+        &mut self,
+        ping: &Ping,
+        settings: &[PortSettings],
+        report: &mut CheckReport,
+    ) -> Result<(), String> {
+        let frame = Link::frame(ping.size + PING_HEADERS);
+        let there = theory(&self.path(&ping.from, &ping.to, settings), frame);
+        let back = theory(&self.path(&ping.to, &ping.from, settings), frame);
+        let machine = self.ideal_rtt(ping)?;
+        self.apply(settings)?;
+        let pings = self.pings(ping)?;
+        let exact = there.transit_ns + back.transit_ns;
+        // A timer for each port that holds the frame back, and the work of waking up for it: as much
+        // again as for a frame that is not held back, at most.
+        let slop = narrow(self.tdf.to_virtual(TIMER_SLOP_NS * (there.waits + back.waits)));
+        let own = if there.waits + back.waits > 0 { 2 * machine } else { machine * 3 / 2 };
+        let range = (exact, exact + own + slop + PING_RESOLUTION_NS);
+        let figures = &mut report.figures;
+        figures.push(Figure::plain("delays and serialisation", NANOSECONDS, exact));
+        figures.push(Figure::plain("on ideal ports", NANOSECONDS, machine));
+        if let Some(rtt) = pings.mean_ns() {
+            figures.push(Figure::judged("round trip", NANOSECONDS, range, rtt));
+            let off = (rtt - exact) * 10_000 / rtt.max(1);
+            figures.push(Figure::plain("of it the machine's", "1/10000", off));
+        }
+        let lost = i64::from(pings.lost());
+        match (there.loss, back.loss) {
+            (Some(there), Some(back)) => {
+                let p = 1.0 - (1.0 - there) * (1.0 - back);
+                let (lo, hi) = binomial_interval(pings.sent, p, RISK);
+                let range = (i64::from(lo), i64::from(hi));
+                figures.push(Figure::judged("lost", "pings", range, lost));
+            }
+            _ => figures.push(Figure::plain("lost", "pings", lost)),
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, host: &str) -> Result<(), String> {
+        if self.serving.insert(host.to_owned()) {
+            self.call(host, "iperf3 -s -D", 1_000_000_000)?;
+            // It says nothing when it is ready.
+            self.call(host, "usleep 300000", 1_000_000_000)?;
+        }
+        Ok(())
+    }
+
+    /// An iperf3 client; `how` are its options, and `virtual_ns` is how long they make it run.
+    fn flow(&mut self, from: &str, to: &str, how: &str, virtual_ns: i64) -> Result<Flow, String> {
+        self.serve(to)?;
+        let address = self.address(to)?;
+        let command = format!("iperf3 -c {address} {how} -i 0 -J");
+        Flow::parse(&self.call(from, &command, virtual_ns + 10_000_000_000)?.text())
+    }
+
+    /// Goodput of TCP on ideal ports at the factor of now: what the machine itself can carry.
+    fn ideal_tcp(&mut self, from: &str, to: &str) -> Result<i64, String> {
+        let key = (from.to_owned(), to.to_owned(), self.tdf.to_string());
+        if let Some(&goodput) = self.ideal_tcp.get(&key) {
+            return Ok(goodput);
+        }
+        self.idealise()?;
+        let how = format!("-n {CALIBRATION_BYTES}");
+        let goodput = self.flow(from, to, &how, 60_000_000_000)?.goodput as i64;
+        self.ideal_tcp.insert(key, goodput);
+        Ok(goodput)
+    }
+
+    /// The largest rate of the port that the machine keeps up with, beforehand; says so if the
+    /// scenario asks for more.
+    fn predict(
+        &mut self,
+        from: &str,
+        to: &str,
+        hop: &Hop,
+        (frame, payload): (u32, u32),
+        report: &mut CheckReport,
+    ) -> Result<(), String> {
+        let carried = i128::from(self.ideal_tcp(from, to)?) * i128::from(PROMISED) / 100;
+        let most = narrow(carried * i128::from(hop.slot_bytes(frame)) / i128::from(payload));
+        let rate = hop.spec.rate.map_or(0, |rate| narrow(rate.as_bits().into()));
+        report.figures.push(Figure::at_most("rate, beside the largest", BITS, rate, most));
+        if rate > most {
+            report.faults.push(format!(
+                "it asks for {rate} bit/s; at TDF {} this machine carries {most}: a {} times larger \
+                 TDF is needed",
+                self.tdf,
+                rate / most.max(1) + 1
+            ));
+        }
+        Ok(())
+    }
+
+    fn mtu(&self, from: &str, to: &str) -> u32 {
+        let mtu = |host| self.network.link_of(host).map_or(1500, |link| link.mtu);
+        mtu(from).min(mtu(to))
+    }
+
+    fn tcp(
+        &mut self,
+        tcp: &Tcp,
+        settings: &[PortSettings],
+        report: &mut CheckReport,
+    ) -> Result<(), String> {
+        let Tcp { from, to, for_virtual, after, ecn } = tcp;
+        let mtu = self.mtu(from, to);
+        let (frame, payload) = (Link::frame(mtu), mtu - TCP_HEADERS);
+        let path = self.path(from, to, settings);
+        let Some((hop, theory)) = bottleneck(&path, frame, payload) else {
+            let goodput = self.ideal_tcp(from, to)?;
+            report.figures.push(Figure::plain("goodput, nothing in its way", BITS, goodput));
+            return Ok(());
+        };
+        self.predict(from, to, hop, (frame, payload), report)?;
+        self.apply(settings)?;
+        let mut marked = 0;
+        for host in [from, to] {
+            let command = format!("echo {} >/proc/sys/net/ipv4/tcp_ecn", u8::from(*ecn));
+            self.call(host, &command, 1_000_000_000)?;
+        }
+        if *ecn {
+            marked = self.marks(to)?;
+        }
+        let (seconds, omit) = (for_virtual.ns() / 1_000_000_000, after.ns() / 1_000_000_000);
+        let how = format!("-t {seconds} -O {omit}");
+        let flow = self.flow(from, to, &how, for_virtual.ns() + after.ns())?;
+        let goodput = flow.goodput as i64;
+        let range = around(theory, GOODPUT_PERMILLE);
+        report.figures.push(Figure::judged("goodput", BITS, range, goodput));
+        let retransmits = narrow(flow.retransmits.into());
+        report.figures.push(Figure::plain("sent again", "segments", retransmits));
+        if *ecn {
+            let seen = self.marks(to)? - marked;
+            let set = self.marks_set(&path)?;
+            report.figures.push(Figure::at_least("marks seen", "frames", 1, seen));
+            report.figures.push(Figure::judged("marks set", "frames", (seen, seen), set));
+        }
+        Ok(())
+    }
+
+    /// Frames with the mark of congestion that a host has seen since it booted.
+    fn marks(&mut self, host: &str) -> Result<i64, String> {
+        let text = self.call(host, "cat /proc/net/netstat", 1_000_000_000)?.text();
+        netstat(&text, "IpExt:", "InCEPkts").ok_or_else(|| format!("{host} counts no marks"))
+    }
+
+    /// Frames that the ports of the path have marked since they were last set.
+    fn marks_set(&mut self, path: &[Hop]) -> Result<i64, String> {
+        let mut sum = 0;
+        for hop in path {
+            let Some((switch, port)) = self.ports[hop.link] else { continue };
+            let (_, counters) = self.control().counters(switch).map_err(|e| e.to_string())?;
+            let counters = counters.iter().find(|(number, _)| *number == port);
+            sum += counters.and_then(|(_, json)| json["marks"].as_i64()).unwrap_or(0);
+        }
+        Ok(sum)
+    }
+
+    fn overload(
+        &mut self,
+        overload: &Overload,
+        settings: &[PortSettings],
+        report: &mut CheckReport,
+    ) -> Result<(), String> {
+        let Overload { from, to, rate, count } = overload;
+        let ping = Ping {
+            from: from.clone(),
+            to: to.clone(),
+            count: *count,
+            size: 56,
+            every: span(20_000_000),
+        };
+        let machine = self.ideal_rtt(&ping)?;
+        let payload = self.mtu(from, to) - UDP_HEADERS;
+        let frame = Link::frame(payload + UDP_HEADERS);
+        let (there, back) = (self.path(from, to, settings), self.path(to, from, settings));
+        let Some((hop, goodput)) = bottleneck(&there, frame, payload) else {
+            return Err("no port on the way has a rate".to_owned());
+        };
+        // A full buffer holds whole frames; the port is done with them one slot after another.
+        let spec = &hop.spec;
+        let by_bytes = spec.queue_bytes.map(|bytes| bytes.as_bytes() / u64::from(frame));
+        let by_frames = spec.queue_frames.map(|frames| u64::from(frames.count()));
+        let Some(held) = [by_bytes, by_frames].into_iter().flatten().min() else {
+            return Err("the port's queue has no bound".to_owned());
+        };
+        let slot = hop.slot_bytes(frame);
+        let drain = |frames: u64| narrow(hop.serialisation_ns(frames * slot).into());
+        let small = Link::frame(ping.size + PING_HEADERS);
+        let exact = theory(&there, small).transit_ns + theory(&back, small).transit_ns;
+        let waits = theory(&there, small).waits + theory(&back, small).waits;
+        let slop = narrow(self.tdf.to_virtual(TIMER_SLOP_NS * waits));
+        // A ping gets in when there is room: behind a buffer that lacks two frames at most.
+        let range =
+            (exact + drain(held.saturating_sub(2)), exact + drain(held) + 2 * machine + slop);
+        self.apply(settings)?;
+        let bits = rate.parse::<switch_model::Rate>().map_err(|e| e.to_string())?.as_bits();
+        self.serve(to)?;
+        let address = self.address(to)?;
+        let seconds = 2 + i64::from(*count) * 20 / 1000;
+        let job = self.begin(
+            from,
+            &format!("iperf3 -c {address} -u -b {bits} -l {payload} -t {seconds} -i 0 -J"),
+        )?;
+        // Until the connection stands and the buffer is full.
+        self.call(from, "usleep 600000", 1_000_000_000)?;
+        let pings = self.pings(&ping)?;
+        let flow = Flow::parse(&self.end(job, 10_000_000_000 + seconds * 1_000_000_000)?.text())?;
+        let rtt = pings.mean_ns().ok_or("no ping came through the full queue")?;
+        let offered = narrow(bits.into());
+        report.figures.push(Figure::at_least("offered, above the port's", BITS, goodput, offered));
+        report.figures.push(Figure::judged("round trip", NANOSECONDS, range, rtt));
+        report.figures.push(Figure::plain("goodput", BITS, flow.goodput as i64));
+        Ok(())
+    }
+
+    fn processing(
+        &mut self,
+        processing: &Processing,
+        report: &mut CheckReport,
+    ) -> Result<(), String> {
+        let Processing { from, to, count, factors } = processing;
+        self.idealise()?;
+        let mut first: Option<(Tdf, i64)> = None;
+        report.tdf = "-".to_owned();
+        for text in factors {
+            let tdf: Tdf = text.parse().map_err(|e| format!("{text:?}: {e}"))?;
+            self.dilate(tdf)?;
+            let (from, to) = (from.clone(), to.clone());
+            let ping = Ping { from, to, count: *count, size: 56, every: span(20_000_000) };
+            self.pings(&Ping { count: 3, ..ping.clone() })?;
+            let rtt = self.pings(&ping)?.mean_ns().ok_or("no ping was answered")?;
+            let what = format!("round trip at TDF {tdf}");
+            report.figures.push(match first {
+                None => {
+                    first = Some((tdf, rtt));
+                    Figure::plain(&what, NANOSECONDS, rtt)
+                }
+                Some((tdf0, rtt0)) => {
+                    let expected = narrow(tdf.to_virtual(tdf0.to_real(rtt0.into())));
+                    let off = expected * SHRINK_PERCENT / 100 + PING_RESOLUTION_NS;
+                    let range = (expected - off, expected + off);
+                    Figure::judged(&what, NANOSECONDS, range, rtt)
+                }
+            });
+        }
+        Ok(())
+    }
+
+    fn equality(
+        &mut self,
+        equality: &Equality,
+        settings: &[PortSettings],
+        report: &mut CheckReport,
+    ) -> Result<(), String> {
+        let Equality { from, to, for_virtual, frames, skip, factors } = equality;
+        let seconds = for_virtual.ns() / 1_000_000_000;
+        let mut runs: Vec<(Tdf, i64, Vec<i64>)> = Vec::new();
+        report.tdf = "-".to_owned();
+        for text in factors {
+            let tdf: Tdf = text.parse().map_err(|e| format!("{text:?}: {e}"))?;
+            self.dilate(tdf)?;
+            // The same state of the ports for each factor: they begin anew.
+            self.idealise()?;
+            self.apply(settings)?;
+            self.serve(to)?;
+            let least = self.mtu(from, to) / 2;
+            let job = self.begin(
+                to,
+                &format!(
+                    "tdf arrivals eth0 {} --longer {least} | tail -n +{}",
+                    skip + frames,
+                    skip + 1
+                ),
+            )?;
+            let how = format!("-t {seconds} -O {seconds}");
+            let flow = self.flow(from, to, &how, 2 * for_virtual.ns())?;
+            let answer = self.end(job, 2 * for_virtual.ns())?;
+            let gaps = answer.lines.iter().map(|line| line.parse::<i64>());
+            let gaps: Vec<i64> = gaps.collect::<Result<_, _>>().map_err(|e| e.to_string())?;
+            runs.push((tdf, flow.goodput as i64, gaps));
+        }
+        let Some((first, rest)) = runs.split_first() else { return Ok(()) };
+        report.figures.push(Figure::plain(&format!("goodput at TDF {}", first.0), BITS, first.1));
+        for (tdf, goodput, gaps) in rest {
+            let range = around(first.1, EQUAL_PERMILLE);
+            let what = format!("goodput at TDF {tdf}");
+            report.figures.push(Figure::judged(&what, BITS, range, *goodput));
+            let distance = (ks_distance(&first.2, gaps) * 10_000.0).round() as i64;
+            let limit = (ks_limit(first.2.len(), gaps.len()) * 10_000.0) as i64;
+            let what = format!("K-S distance of arrivals, TDF {tdf} and {}", first.0);
+            report.figures.push(Figure::at_most(&what, "1/10000", distance, limit));
+        }
+        let curves: Vec<(String, Vec<i64>)> =
+            runs.into_iter().map(|(tdf, _, gaps)| (format!("TDF {tdf}"), gaps)).collect();
+        report.plot = Some(plot::distributions(
+            "Gaps between arriving frames of one TCP flow",
+            "us of virtual time",
+            1000.0,
+            &curves,
+        ));
+        Ok(())
+    }
+
+    /// Processor time of dom0 and the switches together, and of the hosts, ns.
+    fn spent(&mut self) -> Result<(i64, i64), String> {
+        let (mut network, mut hosts) = (0, 0);
+        let listed = self.hosts.listed();
+        let ids = listed.iter().map(|l| (l.id, self.network.link_of(&l.name)));
+        let ids: Vec<(DomId, bool)> =
+            ids.map(|(id, link)| (id, link.is_some_and(|link| link.address.is_some()))).collect();
+        for (id, host) in ids.into_iter().chain([(DomId(0), false)]) {
+            let ns = self.control().cpu_time_ns(id).map_err(|e| e.to_string())?;
+            *if host { &mut hosts } else { &mut network } += narrow(ns.into());
+        }
+        Ok((network, hosts))
+    }
+
+    fn received(&mut self, host: &str) -> Result<i64, String> {
+        let command = "cat /sys/class/net/eth0/statistics/rx_packets";
+        let text = self.call(host, command, 1_000_000_000)?.text();
+        text.trim().parse().map_err(|_| format!("{host} counts no frames"))
+    }
+
+    /// Processor time of one way for each frame: the network's part and the hosts', ns.
+    fn way(
+        &mut self,
+        [from, to]: &[String; 2],
+        size: u32,
+        cost: &Cost,
+    ) -> Result<(i64, i64, i64), String> {
+        let payload = size - CHECK_SEQUENCE - crate::network::ETHERNET_HEADER - UDP_HEADERS;
+        let seconds = i64::from(cost.frames.div_ceil(cost.per_second));
+        let bits = u64::from(payload) * 8 * u64::from(cost.per_second);
+        let how = format!("-u -b {bits} -l {payload} -t {seconds}");
+        self.serve(to)?;
+        let received = self.received(to)?;
+        let (network, hosts) = self.spent()?;
+        self.flow(from, to, &how, seconds * 1_000_000_000)?;
+        let (network_after, hosts_after) = self.spent()?;
+        let frames = (self.received(to)? - received).max(1);
+        Ok(((network_after - network) / frames, (hosts_after - hosts) / frames, frames))
+    }
+
+    fn cost(&mut self, cost: &Cost, report: &mut CheckReport) -> Result<(), String> {
+        self.idealise()?;
+        for &size in &cost.sizes {
+            let (theirs, their_hosts, _) = self.way(&cost.theirs, size, cost)?;
+            let (ours, our_hosts, frames) = self.way(&cost.ours, size, cost)?;
+            let named = |what: &str| format!("{size} B: {what}");
+            let mut plain = |what: &str, unit, value| {
+                report.figures.push(Figure::plain(&named(what), unit, value));
+            };
+            plain("frames", "frames", frames);
+            plain("dom0's bridge", "ns/frame", theirs);
+            plain("our switch", "ns/frame", ours);
+            plain("hosts at dom0's bridge", "ns/frame", their_hosts);
+            plain("hosts at our switch", "ns/frame", our_hosts);
+            let ratio = theirs * 100 / ours.max(1);
+            let least = i64::from(cost.ratio_percent);
+            let what = named("dom0's bridge / our switch");
+            report.figures.push(Figure::at_least(&what, "1/100", least, ratio));
+        }
+        Ok(())
+    }
+}
+
+/// The counter `name` of the table `table` in `/proc/net/netstat`, which has a line of names and
+/// one of values.
+fn netstat(text: &str, table: &str, name: &str) -> Option<i64> {
+    let mut lines = text.lines().filter(|line| line.starts_with(table));
+    let at = lines.next()?.split_whitespace().position(|word| word == name)?;
+    lines.next()?.split_whitespace().nth(at)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use switch_model::{Framing, PortSpec, Rate, Span};
+
+    fn hop(spec: PortSpec) -> Hop {
+        Hop { link: 0, spec }
+    }
+
+    #[test]
+    fn a_path_takes_the_sum_of_its_exact_times() {
+        // A5 of the research: three links, two switches, 1526 B with preamble, 500 ns a link.
+        for (rate, ns) in
+            [(Rate::gbit(1), 38_124), (Rate::gbit(10), 5_160), (Rate::gbit(100), 1_866)]
+        {
+            let spec = PortSpec {
+                rate: Some(rate),
+                delay: Span::ns(500),
+                framing: Framing::ETHERNET,
+                ..PortSpec::IDEAL
+            };
+            let all = theory(&[hop(spec); 3], 1514);
+            // The floor of each hop is taken alone: up to 1 ns for each is lost.
+            assert!((ns..=ns + 3).contains(&all.transit_ns), "{}", all.transit_ns);
+            assert_eq!((all.waits, all.loss), (3, Some(0.0)));
+        }
+    }
+
+    #[test]
+    fn the_bottleneck_is_where_the_least_payload_fits() {
+        let with = |rate| {
+            hop(PortSpec { rate: Some(rate), framing: Framing::ETHERNET, ..PortSpec::IDEAL })
+        };
+        let path = [with(Rate::gbit(1)), with(Rate::mbit(100)), hop(PortSpec::IDEAL)];
+        let (hop, goodput) = bottleneck(&path, 1514, 1448).unwrap();
+        assert_eq!(hop.spec.rate, Some(Rate::mbit(100)));
+        assert_eq!(goodput, 100_000_000 * 1448 / 1538);
+        assert!(bottleneck(&path[2..], 1514, 1448).is_none());
+    }
+
+    #[test]
+    fn counters_are_found_by_their_names() {
+        let text = "TcpExt: A B\nTcpExt: 1 2\nIpExt: X InCEPkts Y\nIpExt: 7 8 9\n";
+        assert_eq!(netstat(text, "IpExt:", "InCEPkts"), Some(8));
+        assert_eq!(netstat(text, "IpExt:", "Z"), None);
+    }
+}
