@@ -6,7 +6,7 @@ use serde_json::Value;
 /// What a ping found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Pings {
-    /// The round trips' times in the order of their ends, ns, rounded down to whole us by ping.
+    /// The round trips' times in the order of their ends, ns.
     pub(crate) rtt_ns: Vec<i64>,
     /// Requests.
     pub(crate) sent: u32,
@@ -33,10 +33,11 @@ impl Pings {
         }
     }
 
-    /// Mean time of a round trip, ns; the half of a us that ping cuts off on average is added.
+    /// Mean time of a round trip, ns. Ping reads its clock in whole us before and after, so that its
+    /// errors cancel on average.
     pub(crate) fn mean_ns(&self) -> Option<i64> {
         let count = i64::try_from(self.rtt_ns.len()).ok().filter(|&count| count > 0)?;
-        Some(self.rtt_ns.iter().sum::<i64>() / count + 500)
+        Some(self.rtt_ns.iter().sum::<i64>() / count)
     }
 
     /// Requests that nobody answered.
@@ -112,7 +113,7 @@ mod tests {
         let pings = Pings::parse(text).unwrap();
         assert_eq!(pings.rtt_ns, [674_000, 12_001_000]);
         assert_eq!((pings.sent, pings.lost()), (3, 1));
-        assert_eq!(pings.mean_ns(), Some(6_338_000));
+        assert_eq!(pings.mean_ns(), Some(6_337_500));
         assert!(Pings::parse("ping: bad address").is_err());
         assert!(Pings::parse("x time=0.6x ms\n1 packets transmitted").is_err());
     }

@@ -7,12 +7,14 @@
 //! guest's clocks behind [`probe::Clocks`].
 
 pub mod arrivals;
+pub mod capture;
 pub mod changes;
 pub mod checks;
 pub mod create;
 pub mod dom0;
 #[cfg(test)]
 mod fake;
+pub mod gntdev;
 mod guestcfg;
 pub mod host;
 mod hosts;

@@ -19,7 +19,9 @@ use tdf_tool::scenario::{Overrides, Test};
 use tdf_tool::units::Span;
 use tdf_tool::wanted::Wanted;
 use tdf_tool::xen::{Control, XenError};
-use tdf_tool::{arrivals, create, keep, port, probe, run, scenario, show, spin, together, verify};
+use tdf_tool::{
+    arrivals, capture, create, keep, port, probe, run, scenario, show, spin, together, verify,
+};
 
 /// Creates, sets, shows and verifies dilated domains.
 ///
@@ -96,7 +98,10 @@ enum Verb {
         /// Write the verdict there, too, as one JSON document (tdf.run/1)
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
-        /// Where guest, vmlinuz, linux-probe.cgz and scenarios/ are
+        /// Write the plots of its checks there, as SVG
+        #[arg(long, value_name = "DIR")]
+        plots: Option<PathBuf>,
+        /// Where guest, vmlinuz, linux-probe.cgz, linux-host.cgz and scenarios/ are
         #[arg(long, value_name = "DIR", default_value = "/usr/share/xen-tdf")]
         assets: PathBuf,
     },
@@ -177,6 +182,25 @@ enum PortVerb {
         #[arg(long)]
         json: bool,
     },
+    /// Write the frames that pass a port into a pcap file, in the switch's time, until Ctrl-C
+    ///
+    /// Stamps are virtual, in ns; FILE.real has the real time of each frame. What comes too fast is
+    /// dropped and counted, and never slows the switch.
+    Capture {
+        /// The switch
+        switch: String,
+        /// Number of the port, the domain that is attached to it, or `all`
+        port: String,
+        /// The file
+        #[arg(short, value_name = "FILE")]
+        write: PathBuf,
+        /// For so much of the switch's time
+        #[arg(long = "for", value_name = "SPAN", value_parser = Span::parse)]
+        span: Option<Span>,
+        /// Bytes of each frame that are kept
+        #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u16).range(14..=i64::from(capture::MOST_SNAPLEN)))]
+        snaplen: u16,
+    },
 }
 
 fn main() -> ExitCode {
@@ -229,9 +253,10 @@ fn execute(verb: Verb) -> Result<bool, Box<dyn Error>> {
             }
             print(&if json { show::list_json(&domains) } else { show::list_text(&domains) })?;
         }
-        Verb::Run { scenario, seed, tdf, changes, json, assets } => {
+        Verb::Run { scenario, seed, tdf, changes, json, plots, assets } => {
             let instead = Overrides { tdf, changes };
-            return run(&scenario, seed, instead, json.as_deref(), &assets);
+            let outputs = (json.as_deref(), plots.as_deref());
+            return run(&scenario, seed, instead, outputs, &assets);
         }
         Verb::Verify { domains, span, ask, seed, json } => {
             let mut control = Control::new(Host::open()?);
@@ -273,6 +298,28 @@ fn port(verb: PortVerb) -> Result<(), Box<dyn Error>> {
             let (own, counters) = control.counters(switch.id)?;
             let shown = port::Shown::new(&switch, own, ports, counters);
             print(&if json { shown.json() } else { shown.text() })?;
+        }
+        PortVerb::Capture { switch, port, write, span, snaplen } => {
+            let switch = control.find(&switch)?;
+            let port = match port.as_str() {
+                "all" => None,
+                port => Some(control.find_port(switch.id, port)?.number),
+            };
+            let mut beside = write.clone().into_os_string();
+            beside.push(".real");
+            let open = |path: &Path| {
+                let file = OpenOptions::new().write(true).create(true).truncate(true).open(path);
+                file.map(io::BufWriter::new)
+                    .map_err(|e| format!("cannot write {}: {e}", path.display()))
+            };
+            let (mut pcap, mut real) = (open(&write)?, open(Path::new(&beside))?);
+            catch_signals();
+            let request = capture::Request { port, snaplen, span_ns: span.map(Span::ns) };
+            let captured = control.capture(switch.id, &request, &mut pcap, &mut real)?;
+            pcap.flush()?;
+            real.flush()?;
+            let capture::Captured { frames, dropped } = captured;
+            print(&format!("{}: {frames} frames, {dropped} dropped\n", write.display()))?;
         }
     }
     Ok(())
@@ -327,7 +374,7 @@ fn run(
     given: &str,
     seed: u64,
     instead: Overrides,
-    json: Option<&Path>,
+    (json, plots): (Option<&Path>, Option<&Path>),
     assets: &Path,
 ) -> Result<bool, Box<dyn Error>> {
     let scenario = scenario::load(&scenario::locate(given, assets), instead)?;
@@ -345,6 +392,14 @@ fn run(
     print(&report.text())?;
     if let Some((mut file, unwritten)) = document {
         file.write_all(report.json().as_bytes()).map_err(unwritten)?;
+    }
+    if let Some(dir) = plots {
+        let drawn = report.checks.iter().filter_map(|check| check.plot.as_ref());
+        for (i, plot) in drawn.enumerate() {
+            let file = dir.join(format!("{}-{}.svg", report.scenario, i + 1));
+            let written = std::fs::write(&file, plot);
+            written.map_err(|e| format!("cannot write {}: {e}", file.display()))?;
+        }
     }
     Ok(report.pass)
 }

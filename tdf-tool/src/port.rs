@@ -220,7 +220,8 @@ impl Shown {
     }
 }
 
-fn home(id: DomId) -> String {
+/// Where a switch and dom0 meet in xenstore.
+pub(crate) fn home(id: DomId) -> String {
     format!("/local/domain/{id}/data/switch")
 }
 
@@ -390,7 +391,7 @@ impl<M: Dom0> Control<M> {
     }
 
     /// Asks again and again, until there is an answer.
-    fn await_answer(
+    pub(crate) fn await_answer(
         &mut self,
         mut look: impl FnMut(&mut Self) -> Result<Option<()>, PortError>,
     ) -> Result<(), PortError> {

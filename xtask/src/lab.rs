@@ -204,7 +204,22 @@ pub fn run(options: &Options) -> Result<Outcome> {
     };
     let pass = results.code == 0 && document["pass"] == json!(true);
     complete(&mut document, options, &parts, &output, &linux.version, pass)?;
+    write_plots(&document, output.console_file.parent().unwrap_or(Path::new(".")))?;
     Ok(Outcome { pass, table: results.table.to_owned(), document, console: output.console_file })
+}
+
+/// Writes the plots of the document's checks into `dir`, and says where they are.
+fn write_plots(document: &Value, dir: &Path) -> Result<()> {
+    for check in document["checks"].as_array().into_iter().flatten() {
+        let (Some(name), Some(plot)) = (check["name"].as_str(), check["plot"].as_str()) else {
+            continue;
+        };
+        let plain = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
+        let file = dir.join(format!("{}.svg", name.chars().map(plain).collect::<String>()));
+        write_atomic(&file, plot)?;
+        eprintln!("{:32} {}", name, paths::shown(&file));
+    }
+    Ok(())
 }
 
 /// Boots our kernel as the initial domain, with no toolstack: three seconds instead of forty.
