@@ -22,8 +22,6 @@ fn main() {
         "-static",
         "-no-pie",
         "-Wl,--build-id=none",
-        // Line tables are four fifths of the image.
-        "-Wl,--compress-debug-sections=zlib",
         "-Wl,-z,max-page-size=4096",
         "-Wl,-z,norelro",
         "-Wl,--no-eh-frame-hdr",

@@ -33,7 +33,7 @@ pub struct ChangesOptions {
     pub seed: u64,
 }
 
-/// What the kernel does before it powers off.
+/// What the kernel does, before it powers off if that has an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
     /// Shows its clocks ten times.
@@ -48,6 +48,8 @@ pub enum Task {
     WatchdogBite,
     /// `test=cost`.
     Cost,
+    /// `role=switch`: for ever, until the domain is shut down.
+    Switch,
 }
 
 /// Most readings of a clock: they are kept in memory until the end.
@@ -62,6 +64,8 @@ pub const GAP_MIN_NS: u64 = 10_000;
 pub enum CmdlineError<'a> {
     /// There is no such test.
     UnknownTest(&'a str),
+    /// There is no such role.
+    UnknownRole(&'a str),
     /// Not a number, or too large a one.
     NotANumber {
         /// The key.
@@ -89,6 +93,7 @@ impl fmt::Display for CmdlineError<'_> {
                     "test={name}: the tests are `clocks`, `paths`, `changes`, `watchdog-bite` and `cost`"
                 )
             }
+            Self::UnknownRole(name) => write!(f, "role={name}: the only role is `switch`"),
             Self::NotANumber { key, value } => {
                 write!(f, "{key}={value}: expected a decimal number below 2^64")
             }
@@ -113,11 +118,12 @@ fn number<'a, T: FromStr>(key: &'static str, value: &'a str) -> Result<T, Cmdlin
 /// # Errors
 /// [`CmdlineError`] if a value cannot be.
 pub fn parse(line: &str) -> Result<Task, CmdlineError<'_>> {
-    let mut test = None;
+    let (mut test, mut role) = (None, None);
     let mut options = ClocksOptions::default();
     for word in line.split_ascii_whitespace() {
         match word.split_once('=') {
             Some(("test", value)) => test = Some(value),
+            Some(("role", value)) => role = Some(value),
             Some(("span_ns", value)) => options.span_ns = number("span_ns", value)?,
             Some(("samples", value)) => options.samples = number("samples", value)?,
             Some(("seed", value)) => options.seed = number("seed", value)?,
@@ -130,6 +136,11 @@ pub fn parse(line: &str) -> Result<Task, CmdlineError<'_>> {
     }
     if !(GAP_MIN_NS * u64::from(samples)..=SPAN_MAX_NS).contains(&span_ns) {
         return Err(CmdlineError::Span { span_ns, samples });
+    }
+    match role {
+        None => {}
+        Some("switch") => return Ok(Task::Switch),
+        Some(name) => return Err(CmdlineError::UnknownRole(name)),
     }
     match test {
         None => Ok(Task::Demo),
@@ -161,6 +172,7 @@ mod tests {
         assert_eq!(parse("test=changes span_ns=5000000 seed=3"), Ok(Task::Changes(changes)));
         assert_eq!(parse("test=watchdog-bite"), Ok(Task::WatchdogBite));
         assert_eq!(parse("test=cost"), Ok(Task::Cost));
+        assert_eq!(parse("role=switch ports=4 port.0.rate=1Gbit/s"), Ok(Task::Switch));
         assert_eq!(parse(""), Ok(Task::Demo));
     }
 
@@ -178,6 +190,7 @@ mod tests {
                 "test=clock",
                 "test=clock: the tests are `clocks`, `paths`, `changes`, `watchdog-bite` and `cost`",
             ),
+            ("role=router", "role=router: the only role is `switch`"),
             ("seed=-1", "seed=-1: expected a decimal number below 2^64"),
             ("samples=4294967296", "samples=4294967296: expected a decimal number below 2^64"),
             ("samples=0", "samples=0: expected 1 to 1000"),

@@ -146,6 +146,11 @@ impl<'a, X: Hypercall + Cpu> Machine<'a, X> {
         }
     }
 
+    /// Clears every pending event, and names the ports that had one.
+    pub fn take_events(&self, each: impl FnMut(Port)) {
+        self.events.take_all(each);
+    }
+
     /// Whether the timer is pending, which is cleared by asking.
     pub fn fired(&self) -> bool {
         self.events.take(self.timer)

@@ -21,7 +21,7 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 const RUSTFLAGS: &str = "-Cpanic=abort -Crelocation-model=static -Ctarget-feature=+crt-static -Cno-redzone=yes -Cforce-frame-pointers=yes";
 
 /// Largest image that is accepted, in bytes.
-const SIZE_LIMIT: u64 = 512 * 1024;
+const SIZE_LIMIT: u64 = 1024 * 1024;
 
 /// Faults that are shown when the lint fails.
 const FAULTS_SHOWN: usize = 10;

@@ -5,7 +5,10 @@ use core::cell::UnsafeCell;
 use core::ptr;
 
 use tdf_guest::machine::Machine;
-use tdf_xen::abi::{HYPERVISOR_VIRT_START, Mfn, PAGE_SIZE, Pfn, Vcpu, shared_info, start_info};
+use tdf_guest::paging::{self, Mapped, PagingError, Start, Tables};
+use tdf_xen::abi::{
+    HYPERVISOR_VIRT_START, Mfn, MmuUpdate, PAGE_SIZE, Pfn, Vcpu, shared_info, start_info,
+};
 use tdf_xen::clock::{TimeArea, WallArea};
 use tdf_xen::evtchn::Events;
 use tdf_xen::hypercall::{Xen, XenError};
@@ -81,6 +84,98 @@ pub unsafe fn page_tables(info: *const start_info) -> Mfn {
         let list: *const u64 = ptr::with_exposed_provenance((*info).mfn_list as usize);
         Mfn(ptr::read_volatile(list.add(pfn as usize)))
     }
+}
+
+/// The page tables of the start of day, and the frames that may become more of them.
+struct Own {
+    base: u64,
+    frames: *const u64,
+}
+
+impl Own {
+    fn address(&self, page: Pfn) -> u64 {
+        self.base + page.0 * PAGE_SIZE as u64
+    }
+}
+
+impl Tables for Own {
+    fn frame(&self, page: Pfn) -> Mfn {
+        // SAFETY: `map_all`, which makes this, promises pages of the domain, which the list has.
+        Mfn(unsafe { ptr::read_volatile(self.frames.add(page.0 as usize)) })
+    }
+
+    fn read(&self, table: Mfn, index: u64) -> u64 {
+        let pages: *const u64 = ptr::with_exposed_provenance(HYPERVISOR_VIRT_START as usize);
+        // SAFETY: the frame is one of a page table, which Xen's table names, and which is mapped.
+        unsafe {
+            let page = Pfn(ptr::read_volatile(pages.add(table.0 as usize)));
+            let table: *const u64 = ptr::with_exposed_provenance(self.address(page) as usize);
+            ptr::read_volatile(table.add(index as usize))
+        }
+    }
+
+    fn prepare(&mut self, page: Pfn, index: u64, entry: u64) {
+        let table: *mut u64 = ptr::with_exposed_provenance_mut(self.address(page) as usize);
+        // SAFETY: the trait promises a mapped page that nobody uses.
+        unsafe { ptr::write_volatile(table.add(index as usize), entry) }
+    }
+
+    fn protect(&mut self, page: Pfn) -> Result<(), XenError> {
+        let flags = paging::WRITABLE & !PageTableFlags::WRITABLE.bits();
+        let entry = paging::entry(self.frame(page), flags);
+        // SAFETY: nobody uses the page but as a table from now on.
+        unsafe { Native.update_va_mapping(self.address(page) as usize, entry) }
+    }
+
+    fn install(&mut self, table: Mfn, index: u64, entry: u64) -> Result<(), XenError> {
+        let ptr = table.0 * PAGE_SIZE as u64 + index * size_of::<u64>() as u64;
+        // SAFETY: nothing was mapped by this entry so far.
+        unsafe { Native.mmu_update(&[MmuUpdate { ptr, val: entry }]) }
+    }
+}
+
+/// All memory that nobody uses, and some address space.
+pub struct Spare {
+    /// Where it begins.
+    pub memory: *mut u8,
+    /// How many pages it has.
+    pub pages: usize,
+    /// The first of [`paging::WINDOW_PAGES`] pages of address space for the pages of others.
+    pub window: usize,
+    first: u64,
+    frames: *const u64,
+}
+
+impl Spare {
+    /// The machine frame of one of the pages.
+    pub fn frame(&self, page: usize) -> Mfn {
+        assert!(page < self.pages);
+        // SAFETY: the list has an entry for every page of the domain.
+        Mfn(unsafe { ptr::read_volatile(self.frames.add(self.first as usize + page)) })
+    }
+}
+
+/// Maps all of the domain's memory.
+///
+/// # Safety
+/// `info` is the start of day page. Called once.
+pub unsafe fn spare(info: *const start_info) -> Result<Spare, PagingError> {
+    let base = VirtAddr::from_ptr(&raw const VIRT_BASE).as_u64();
+    // SAFETY: the caller's promise.
+    let (info, root) = unsafe { (&*info, page_tables(info)) };
+    // Behind the page tables there is the stack that Xen started the kernel on.
+    let tables = (info.pt_base - base) / PAGE_SIZE as u64;
+    let spare = Pfn(tables + info.nr_pt_frames + 1);
+    let frames = ptr::with_exposed_provenance(info.mfn_list as usize);
+    let start = Start { base, pages: info.nr_pages, root, spare };
+    let Mapped { free, window } = paging::map_all(&mut Own { base, frames }, start)?;
+    Ok(Spare {
+        memory: ptr::with_exposed_provenance_mut((base + free.start * PAGE_SIZE as u64) as usize),
+        pages: (free.end - free.start) as usize,
+        window: window as usize,
+        first: free.start,
+        frames,
+    })
 }
 
 /// The kernel's command line, up to its NUL.

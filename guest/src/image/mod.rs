@@ -6,6 +6,7 @@ mod entry;
 mod heap;
 mod memory;
 mod smp;
+mod switch;
 mod traps;
 mod xen;
 
@@ -17,6 +18,7 @@ use tdf_abi::Tdf;
 use tdf_guest::clocks;
 use tdf_guest::cmdline::{self, Task};
 use tdf_guest::machine::{Cpu, Machine, Via};
+use tdf_guest::switch::options::Options;
 use tdf_guest::{changes, cost, paths, probe};
 use tdf_xen::abi::{SIF_INITDOMAIN, Vcpu, start_info};
 use tdf_xen::hypercall::{Shutdown, Xen};
@@ -91,6 +93,11 @@ extern "C" fn start(info: *mut start_info) -> ! {
         Ok(Task::Cost) => {
             cost::run(machine, &vcpus(machine, info), &mut console::Raw);
         }
+        Ok(Task::Switch) => match Options::parse(core::str::from_utf8(line).unwrap_or_default()) {
+            // SAFETY: as above.
+            Ok(options) => end(unsafe { switch::run(machine, info, &options) }),
+            Err(error) => log::error!("{error}"),
+        },
         Err(()) => console::say(format_args!("Test result: {}", probe::Outcome::Error)),
     }
     console::flush();

@@ -125,6 +125,11 @@ pub fn urgency(head: &[u8]) -> u8 {
     7 - precedence
 }
 
+/// Whether it is a packet of IPv6.
+pub fn is_ipv6(head: &[u8]) -> bool {
+    matches!(class(head), Some(Class::V6(_)))
+}
+
 /// Whether the sender lets switches mark this frame.
 pub fn is_markable(head: &[u8]) -> bool {
     match class(head) {

@@ -1,10 +1,299 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The switch of the emulated network.
 //!
-//! Each port is a host's network interface on one side and a [`switch_model`] port on the other. The
-//! hosts' clocks and this switch's are dilated alike, so all that the model says is in the time that
-//! the hosts see.
+//! Each port is a host's network interface on one side and two [`switch_model`] ports, one each way, on
+//! the other. The hosts' clocks and this switch's are dilated alike, so all that the model says is in
+//! the time that the hosts see. The switch is the hosts' driver domain: their frontends connect
+//! straight to it, and no other domain sees a frame.
 
+pub mod backend;
+pub mod control;
 pub mod ether;
+pub mod exchange;
+pub mod fabric;
 pub mod fdb;
+pub mod link;
+pub mod options;
 pub mod pool;
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use tdf_xen::abi::Port;
+use tdf_xen::hypercall::{Hypercall, Shutdown, Xen, XenError};
+use tdf_xen::xenstore::{Client, Error, Event, Link, Tx};
+
+use crate::machine::{Cpu, Machine};
+use backend::{Backend, Change, VifName};
+use control::{Control, Kind, SwitchCounters};
+use exchange::Exchange;
+
+/// Where the toolstack asks the domain to end, and the token of the watch there.
+const SHUTDOWN: &str = "control/shutdown";
+/// Rounds of frames before the switch looks for other events.
+const ROUNDS: usize = 32;
+
+/// What a watch is about, without the event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum News {
+    Vif(VifName),
+    Vifs,
+    Setting(usize),
+    Settings,
+    Query,
+    Shutdown,
+    Everything,
+}
+
+impl News {
+    fn of(event: Event<'_>) -> Option<Self> {
+        let Event::Changed { path, token } = event else { return Some(Self::Everything) };
+        let path = core::str::from_utf8(path).ok()?;
+        Some(match core::str::from_utf8(token).ok()? {
+            backend::TOKEN => {
+                let below = path.strip_prefix(backend::VIFS).and_then(|p| p.strip_prefix('/'));
+                below.and_then(VifName::parse).map_or(Self::Vifs, Self::Vif)
+            }
+            control::SET_TOKEN => Control::port_of(path).map_or(Self::Settings, Self::Setting),
+            control::QUERY_TOKEN => Self::Query,
+            SHUTDOWN => Self::Shutdown,
+            token => Self::Vif(VifName::parse(token.strip_prefix(backend::FRONT_TOKEN)?)?),
+        })
+    }
+}
+
+/// Why the switch ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End<E> {
+    /// The toolstack wants it to.
+    Asked(Shutdown),
+    /// Xenstore is not to be used any more.
+    Store(Error<E>),
+    /// Xen does not let it sleep.
+    Xen(XenError),
+}
+
+impl<E> From<Error<E>> for End<E> {
+    fn from(error: Error<E>) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl<E> From<XenError> for End<E> {
+    fn from(error: XenError) -> Self {
+        Self::Xen(error)
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for End<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Asked(_) => f.write_str("the toolstack wants the switch to end"),
+            Self::Store(error) => write!(f, "xenstore: {error}"),
+            Self::Xen(error) => error.fmt(f),
+        }
+    }
+}
+
+/// The switch with everything that belongs to it.
+pub struct Switch<'a, X, L> {
+    machine: &'a Machine<'a, X>,
+    exchange: Exchange<'a, X>,
+    store: Client<L>,
+    store_event: Port,
+    backend: Backend,
+    control: Control,
+    /// Events that were taken from xenstore's ring but not looked at.
+    news: Vec<News>,
+    /// Where to sleep: xenstore's event channel, and those of all interfaces.
+    channels: Vec<Port>,
+    heap_free: fn() -> usize,
+    sleeps: u64,
+    /// The model's fingerprint, once somebody has asked for it.
+    trace: Option<u64>,
+}
+
+impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
+    /// A switch that talks to xenstore by `store`, whose events come on `store_event`.
+    pub fn new(
+        machine: &'a Machine<'a, X>,
+        exchange: Exchange<'a, X>,
+        store: Client<L>,
+        store_event: Port,
+        heap_free: fn() -> usize,
+    ) -> Self {
+        let ports = exchange.fabric.ports();
+        Self {
+            machine,
+            exchange,
+            store,
+            store_event,
+            backend: Backend::new(ports),
+            control: Control::new(ports),
+            news: Vec::new(),
+            channels: Vec::new(),
+            heap_free,
+            sleeps: 0,
+            trace: None,
+        }
+    }
+
+    /// Runs until something ends it.
+    pub fn run(&mut self) -> End<L::Error> {
+        match self.start().and_then(|()| self.turns()) {
+            Ok(end) | Err(end) => end,
+        }
+    }
+
+    fn start(&mut self) -> Result<(), End<L::Error>> {
+        self.control.start(&mut self.store, &self.exchange.fabric)?;
+        self.backend.start(&mut self.store)?;
+        self.store.watch(SHUTDOWN, SHUTDOWN)?;
+        self.channels.push(self.store_event);
+        Ok(())
+    }
+
+    fn turns(&mut self) -> Result<End<L::Error>, End<L::Error>> {
+        // The watches have fired already.
+        let mut told = true;
+        loop {
+            let (exchange, store_event) = (&mut self.exchange, self.store_event);
+            self.machine.take_events(|event| {
+                told |= event == store_event;
+                exchange.event(event);
+            });
+            if core::mem::take(&mut told)
+                && let Some(why) = self.look_at_store()?
+            {
+                return Ok(End::Asked(why));
+            }
+            let busy = (0..ROUNDS).all(|_| self.exchange.round());
+            if !busy && self.exchange.arm() {
+                let deadline = match self.exchange.deadline() {
+                    u64::MAX => 0,
+                    at => at.max(1),
+                };
+                self.sleeps += 1;
+                self.machine.xen.poll_until(&self.channels, deadline)?;
+            }
+        }
+    }
+
+    /// Does everything that xenstore tells to do.
+    fn look_at_store(&mut self) -> Result<Option<Shutdown>, End<L::Error>> {
+        loop {
+            while let Some(event) = self.store.next_event()? {
+                if let Some(news) = News::of(event)
+                    && !self.news.contains(&news)
+                {
+                    self.news.push(news);
+                }
+            }
+            if self.news.is_empty() {
+                return Ok(None);
+            }
+            for news in core::mem::take(&mut self.news) {
+                if let Some(why) = self.act(news)? {
+                    return Ok(Some(why));
+                }
+            }
+        }
+    }
+
+    fn act(&mut self, news: News) -> Result<Option<Shutdown>, End<L::Error>> {
+        let Self { store, exchange, backend, control, machine, .. } = self;
+        let now = || machine.system_time_ns().max(0).cast_unsigned();
+        match news {
+            News::Vif(name) => backend.look_at(store, exchange, name)?,
+            News::Vifs => backend.look_at_all(store, exchange)?,
+            News::Setting(port) => control.set(store, &mut exchange.fabric, port, now)?,
+            News::Settings => control.set_all(store, &mut exchange.fabric, now)?,
+            News::Query => self.answer()?,
+            News::Shutdown => return self.asked_to_end(),
+            News::Everything => {
+                backend.look_at_all(store, exchange)?;
+                control.set_all(store, &mut exchange.fabric, now)?;
+                self.answer()?;
+                return self.asked_to_end();
+            }
+        }
+        self.publish_changes()?;
+        Ok(None)
+    }
+
+    fn publish_changes(&mut self) -> Result<(), End<L::Error>> {
+        for change in self.backend.take_changes() {
+            let store = &mut self.store;
+            match change {
+                Change::Assigned(port, name) => {
+                    let path = alloc::format!("{}/{name}", backend::VIFS);
+                    let mac = match store.read_text(Tx::NONE, (path.as_str(), "mac")) {
+                        Ok(mac) => String::from(mac),
+                        Err(Error::Refused(_) | Error::BadValue) => String::new(),
+                        Err(error) => return Err(error.into()),
+                    };
+                    let fabric = &self.exchange.fabric;
+                    control::publish_peer(store, fabric, port, name, Kind::Netback, &mac)?;
+                }
+                Change::Up(port) => {
+                    log::info!("port {port}: up");
+                    control::publish_link(store, port, true)?;
+                    self.name_channels();
+                }
+                Change::Down(port) => {
+                    log::info!("port {port}: down");
+                    control::publish_link(store, port, false)?;
+                    self.name_channels();
+                }
+                Change::Freed(port) => control::publish_free(store, port)?,
+                Change::Refused(name, why) => log::warn!("interface {name}: {why}"),
+            }
+        }
+        Ok(())
+    }
+
+    fn name_channels(&mut self) {
+        self.channels.clear();
+        self.channels.push(self.store_event);
+        self.channels.extend(self.exchange.channels());
+    }
+
+    fn answer(&mut self) -> Result<(), End<L::Error>> {
+        let now = self.exchange.now();
+        let stations = self.exchange.fabric.fdb().known(now) as u64;
+        let Self { store, exchange, control, heap_free, sleeps, trace, .. } = self;
+        let trace = *trace.get_or_insert_with(switch_model::reference_trace);
+        let (work, pool) = (exchange.work(), exchange.fabric.pool());
+        let switch = || SwitchCounters {
+            virtual_ns: now,
+            frames: work.frames,
+            batches: work.rounds,
+            hypercalls: work.hypercalls + *sleeps,
+            copies: work.copies,
+            sleeps: *sleeps,
+            stations,
+            pool_free: pool.available(),
+            pool_total: pool.total(),
+            grants: 0,
+            heap_free: heap_free() as u64,
+            reference_trace: trace,
+        };
+        let device = |port| exchange.device_counters(port);
+        Ok(control.answer(store, &exchange.fabric, device, switch)?)
+    }
+
+    fn asked_to_end(&mut self) -> Result<Option<Shutdown>, End<L::Error>> {
+        let why = match self.store.read_text(Tx::NONE, SHUTDOWN) {
+            Ok("poweroff" | "halt") => Shutdown::Poweroff,
+            Ok("reboot") => Shutdown::Reboot,
+            Ok(_) | Err(Error::Refused(_) | Error::BadValue) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        // The toolstack waits for this answer.
+        match self.store.write(Tx::NONE, SHUTDOWN, b"") {
+            Ok(()) | Err(Error::Refused(_)) => Ok(Some(why)),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,454 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The switch itself: what comes in at a port, where it goes, and when it is there.
+//!
+//! It moves no bytes to or from hosts and owns no clock. Frames are in the pool when they arrive here,
+//! and wait in a port's queue when they are to be given to its host. Every stage happens at its own
+//! time: a frame is offered to the port that it leaves by when the one that it came in by delivered
+//! it, however late the processor got to it.
+
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+
+use switch_model::{Delivery, Event, PortSpec};
+
+use super::ether::{self, HEADER};
+use super::fdb::Fdb;
+use super::link::{Link, LinkError, Offered};
+use super::pool::{FrameId, Pool};
+
+/// Most ports: one bit each.
+pub const PORTS_MAX: usize = 64;
+/// Frames that may wait for a host that gives no room.
+pub const OUT_MAX: usize = 512;
+
+/// Which way through a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From the host into the switch.
+    Ingress,
+    /// From the switch to the host.
+    Egress,
+}
+
+/// What a port has seen, apart from its models.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortCounters {
+    /// Frames from the host.
+    pub rx_frames: u64,
+    /// Their bytes.
+    pub rx_bytes: u64,
+    /// Frames to the host.
+    pub tx_frames: u64,
+    /// Their bytes.
+    pub tx_bytes: u64,
+    /// From the host, too short to have addresses.
+    pub runt: u64,
+    /// From the host, for the nearest bridge only, or for a station behind the same port.
+    pub filtered: u64,
+    /// From the host, with nobody to send them to.
+    pub no_host: u64,
+    /// Either way, for want of memory for frames.
+    pub no_memory: u64,
+    /// To the host, which gave no room for them.
+    pub host_full: u64,
+}
+
+/// A port.
+#[derive(Debug)]
+struct Port {
+    ingress: Link,
+    egress: Link,
+    out: VecDeque<FrameId>,
+    counters: PortCounters,
+}
+
+/// The switch.
+#[derive(Debug)]
+pub struct Fabric {
+    pool: Pool,
+    fdb: Fdb,
+    ports: Box<[Port]>,
+    /// Slots for the frames on their way in one direction of one port.
+    room: usize,
+    /// Ports with a host.
+    attached: u64,
+    /// Ports in whose models frames are on their way.
+    ingress: u64,
+    egress: u64,
+    /// Ports with frames for their hosts.
+    ready: u64,
+}
+
+/// The lowest bit of `bits`, which is removed.
+#[inline]
+pub(super) fn next(bits: &mut u64) -> Option<usize> {
+    let port = bits.trailing_zeros();
+    *bits &= bits.wrapping_sub(1);
+    (port < u64::BITS).then_some(port as usize)
+}
+
+impl Fabric {
+    /// A switch of `ports` ports, at most [`PORTS_MAX`], that keeps frames in `pool` and up to `room` of
+    /// them, a power of two, on their way through each direction of a port.
+    pub fn new(pool: Pool, fdb: Fdb, ports: usize, room: usize, seed: u64) -> Self {
+        let port = |n: usize| Port {
+            ingress: Link::ideal(switch_model::stream_seed(seed, 2 * n as u64)),
+            egress: Link::ideal(switch_model::stream_seed(seed, 2 * n as u64 + 1)),
+            out: VecDeque::with_capacity(OUT_MAX),
+            counters: PortCounters::default(),
+        };
+        Self {
+            pool,
+            fdb,
+            ports: (0..ports.min(PORTS_MAX)).map(port).collect(),
+            room,
+            attached: 0,
+            ingress: 0,
+            egress: 0,
+            ready: 0,
+        }
+    }
+
+    /// How many ports there are.
+    pub fn ports(&self) -> usize {
+        self.ports.len()
+    }
+
+    /// The memory for frames.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// The same, to put frames into.
+    pub fn pool_mut(&mut self) -> &mut Pool {
+        &mut self.pool
+    }
+
+    /// Who is where.
+    pub fn fdb(&mut self) -> &mut Fdb {
+        &mut self.fdb
+    }
+
+    /// Whether there is a host at `port`.
+    pub fn is_attached(&self, port: usize) -> bool {
+        self.attached.checked_shr(port as u32).is_some_and(|bits| bits & 1 != 0)
+    }
+
+    /// One direction of a port.
+    pub fn link(&self, port: usize, direction: Direction) -> Option<&Link> {
+        let port = self.ports.get(port)?;
+        Some(match direction {
+            Direction::Ingress => &port.ingress,
+            Direction::Egress => &port.egress,
+        })
+    }
+
+    /// What a port has seen.
+    pub fn counters(&self, port: usize) -> Option<&PortCounters> {
+        self.ports.get(port).map(|port| &port.counters)
+    }
+
+    /// The same, to count what others see.
+    pub fn counters_mut(&mut self, port: usize) -> Option<&mut PortCounters> {
+        self.ports.get_mut(port).map(|port| &mut port.counters)
+    }
+
+    /// A host is there from now on, and its port starts anew, with the settings that it has.
+    pub fn attach(&mut self, port: usize) {
+        if let Some(this) = self.ports.get_mut(port) {
+            this.counters = PortCounters::default();
+            self.attached |= 1 << port;
+        }
+    }
+
+    /// The host of `port` is gone, and with it all that was on the way to it or from it.
+    pub fn detach(&mut self, port: usize) {
+        let Some(this) = self.ports.get_mut(port) else { return };
+        let bit = !(1 << port);
+        self.attached &= bit;
+        self.ingress &= bit;
+        self.egress &= bit;
+        self.ready &= bit;
+        let pool = &mut self.pool;
+        this.out.drain(..).for_each(|frame| pool.release(frame));
+        for link in [&mut this.ingress, &mut this.egress] {
+            let spec = *link.spec();
+            link.clear(|frame| pool.release(frame));
+            // The memory that it needs has just been given back.
+            let _ = link.configure(0, spec, self.room);
+        }
+        self.fdb.forget(port as u8);
+    }
+
+    /// Changes the settings of one direction of a port from `now` on.
+    ///
+    /// # Errors
+    /// [`LinkError`]; the settings are as before then.
+    pub fn configure(
+        &mut self,
+        now: u64,
+        port: usize,
+        direction: Direction,
+        spec: PortSpec,
+    ) -> Result<(), LinkError> {
+        let room = self.room;
+        let Some(port) = self.ports.get_mut(port) else { return Ok(()) };
+        match direction {
+            Direction::Ingress => port.ingress.configure(now, spec, room),
+            Direction::Egress => port.egress.configure(now, spec, room),
+        }
+    }
+
+    /// A frame from the host of `port` is complete in the pool at `now`.
+    #[inline]
+    pub fn arrive(&mut self, now: u64, port: usize, frame: FrameId) {
+        let Some(this) = self.ports.get_mut(port) else { return self.pool.release(frame) };
+        let len = self.pool.len(frame);
+        this.counters.rx_frames += 1;
+        this.counters.rx_bytes += u64::from(len);
+        if this.ingress.is_ideal() {
+            return self.forward(now, port, frame);
+        }
+        match this.ingress.offer(now, frame, len, false, self.pool.head(frame)) {
+            Offered::Through => self.forward(now, port, frame),
+            Offered::Held => self.ingress |= 1 << port,
+            Offered::Twice => {
+                self.pool.info_mut(frame).refs += 1;
+                self.ingress |= 1 << port;
+            }
+            Offered::Dropped(_) => self.pool.release(frame),
+        }
+    }
+
+    /// Does everything that is due by `now`.
+    pub fn advance(&mut self, now: u64) {
+        // In the order of time over all ports, because they meet at the ports that they leave by.
+        while self.ingress != 0 {
+            let mut bits = self.ingress;
+            let (mut first, mut at) = (0, u64::MAX);
+            while let Some(port) = next(&mut bits) {
+                let deadline = self.ports[port].ingress.deadline();
+                if deadline < at {
+                    (first, at) = (port, deadline);
+                }
+                if deadline == u64::MAX {
+                    self.ingress &= !(1 << port);
+                }
+            }
+            if at > now {
+                break;
+            }
+            self.leave_ingress(first, now);
+        }
+        let mut bits = self.egress;
+        while let Some(port) = next(&mut bits) {
+            while let Some(event) = self.ports[port].egress.pop_due(now) {
+                if let Some((frame, _)) = self.happened(port, event) {
+                    self.give(port, frame);
+                }
+            }
+            if self.ports[port].egress.deadline() == u64::MAX {
+                self.egress &= !(1 << port);
+            }
+        }
+    }
+
+    fn leave_ingress(&mut self, port: usize, now: u64) {
+        if let Some(event) = self.ports[port].ingress.pop_due(now)
+            && let Some((frame, at)) = self.happened(port, event)
+        {
+            self.forward(at, port, frame);
+        }
+    }
+
+    /// The frame that `event` delivers, and when, as it is then.
+    #[inline]
+    fn happened(&mut self, port: usize, event: Event) -> Option<(FrameId, u64)> {
+        match event {
+            Event::Deliver(delivery) if !delivery.mark && !delivery.corrupt => {
+                Some((FrameId(delivery.tag), delivery.at))
+            }
+            Event::Deliver(delivery) => self.altered(port, delivery),
+            Event::Drop { tag, .. } => {
+                self.pool.release(FrameId(tag));
+                None
+            }
+            Event::Duplicated { tag } => {
+                self.pool.info_mut(FrameId(tag)).refs += 1;
+                None
+            }
+        }
+    }
+
+    /// The frame with its mark, or with its flipped bit.
+    #[cold]
+    fn altered(&mut self, port: usize, delivery: Delivery) -> Option<(FrameId, u64)> {
+        let mut frame = FrameId(delivery.tag);
+        let pool = &mut self.pool;
+        if pool.info(frame).refs > 1 {
+            // Others send the same bytes.
+            let copy = pool.copy(frame);
+            pool.release(frame);
+            let Some(copy) = copy else {
+                self.ports[port].counters.no_memory += 1;
+                return None;
+            };
+            frame = copy;
+        }
+        if delivery.mark {
+            ether::mark(pool.head_mut(frame));
+        }
+        if let Some(bit) = delivery.corrupt_bit(pool.len(frame)) {
+            // Whoever receives it must be able to see that it is wrong.
+            finish_sum(pool, frame);
+            pool.info_mut(frame).validated = false;
+            let (mut at, bit) = (bit as usize / 8, bit % 8);
+            pool.for_each_chunk(frame, |bytes| {
+                if let Some(byte) = bytes.get_mut(at) {
+                    *byte ^= 1 << bit;
+                }
+                at = at.wrapping_sub(bytes.len());
+            });
+        }
+        Some((frame, delivery.at))
+    }
+
+    /// Sends a frame, which came in by `port`, on its way at `at`.
+    #[inline]
+    fn forward(&mut self, at: u64, port: usize, frame: FrameId) {
+        let counters = &mut self.ports[port].counters;
+        let Some(head) = self.pool.head(frame).first_chunk::<HEADER>() else {
+            counters.runt += 1;
+            return self.pool.release(frame);
+        };
+        let (to, from) = ether::addresses(head);
+        self.fdb.learn(from, port as u8, at);
+        let others = self.attached & !(1 << port);
+        if !to.is_group()
+            && let Some(known) = self.fdb.lookup(to, at)
+            && self.attached >> known & 1 != 0
+        {
+            let known = usize::from(known);
+            if known == port {
+                counters.filtered += 1;
+                return self.pool.release(frame);
+            }
+            return self.leave_by(at, known, frame, false);
+        }
+        if to.is_link_local() {
+            counters.filtered += 1;
+            return self.pool.release(frame);
+        }
+        if others == 0 {
+            counters.no_host += 1;
+            return self.pool.release(frame);
+        }
+        self.pool.info_mut(frame).refs = others.count_ones() as u16;
+        let mut bits = others;
+        while let Some(port) = next(&mut bits) {
+            self.leave_by(at, port, frame, true);
+        }
+    }
+
+    #[inline]
+    fn leave_by(&mut self, at: u64, port: usize, frame: FrameId, flood: bool) {
+        let this = &mut self.ports[port];
+        if this.egress.is_ideal() {
+            let len = self.pool.len(frame);
+            this.egress.offer(at, frame, len, flood, &[]);
+            return self.give(port, frame);
+        }
+        let len = self.pool.len(frame);
+        match this.egress.offer(at, frame, len, flood, self.pool.head(frame)) {
+            Offered::Through => self.give(port, frame),
+            Offered::Held => self.egress |= 1 << port,
+            Offered::Twice => {
+                self.pool.info_mut(frame).refs += 1;
+                self.egress |= 1 << port;
+            }
+            Offered::Dropped(_) => self.pool.release(frame),
+        }
+    }
+
+    /// The frame is at the host's end of the line.
+    #[inline]
+    fn give(&mut self, port: usize, frame: FrameId) {
+        let this = &mut self.ports[port];
+        if this.out.len() >= OUT_MAX {
+            this.counters.host_full += 1;
+            return self.pool.release(frame);
+        }
+        this.out.push_back(frame);
+        self.ready |= 1 << port;
+    }
+
+    /// Ports with frames for their hosts, a bit each.
+    #[inline]
+    pub fn ready(&self) -> u64 {
+        self.ready
+    }
+
+    /// The next frame for the host of `port`.
+    #[inline]
+    pub fn peek(&self, port: usize) -> Option<FrameId> {
+        self.ports.get(port)?.out.front().copied()
+    }
+
+    /// Takes it. Whoever does releases it when it is sent.
+    #[inline]
+    pub fn take(&mut self, port: usize) -> Option<FrameId> {
+        let this = self.ports.get_mut(port)?;
+        let frame = this.out.pop_front()?;
+        this.counters.tx_frames += 1;
+        this.counters.tx_bytes += u64::from(self.pool.len(frame));
+        if this.out.is_empty() {
+            self.ready &= !(1 << port);
+        }
+        Some(frame)
+    }
+
+    /// The host of `port` cannot take the next frame at all.
+    pub fn refuse(&mut self, port: usize) {
+        let Some(this) = self.ports.get_mut(port) else { return };
+        if let Some(frame) = this.out.pop_front() {
+            this.counters.host_full += 1;
+            self.pool.release(frame);
+        }
+        if this.out.is_empty() {
+            self.ready &= !(1 << port);
+        }
+    }
+
+    /// When [`Self::advance`] has something to do next; `u64::MAX` if never.
+    pub fn deadline(&self) -> u64 {
+        let mut at = u64::MAX;
+        let (mut ingress, mut egress) = (self.ingress, self.egress);
+        while let Some(port) = next(&mut ingress) {
+            at = at.min(self.ports[port].ingress.deadline());
+        }
+        while let Some(port) = next(&mut egress) {
+            at = at.min(self.ports[port].egress.deadline());
+        }
+        at
+    }
+}
+
+/// Puts the sum into a frame whose sender left it to the hardware.
+pub fn finish_sum(pool: &mut Pool, frame: FrameId) {
+    if !pool.info(frame).csum_blank {
+        return;
+    }
+    pool.info_mut(frame).csum_blank = false;
+    let Some(blank) = ether::blank(pool.head(frame)) else { return };
+    let mut sum = ether::Sum::ZERO;
+    let mut at = 0;
+    for bytes in pool.chunks(frame) {
+        // A chunk is even, and so is every header before the sum.
+        let from = blank.start.saturating_sub(at).min(bytes.len());
+        let to = blank.end.saturating_sub(at).min(bytes.len());
+        sum.add(&bytes[from..to.max(from)]);
+        at += bytes.len();
+    }
+    let value = sum.finish(blank);
+    pool.head_mut(frame)[blank.field..blank.field + 2].copy_from_slice(&value);
+}
