@@ -10,7 +10,7 @@ use crate::guest::cargo;
 use crate::{host, paths};
 
 /// Fuzz targets: package, and binary.
-const TARGETS: &[(&str, &str)] = &[("switch-model", "fuzz-port")];
+const TARGETS: &[(&str, &str)] = &[("switch-model", "fuzz-port"), ("tdf-xen", "fuzz-rings")];
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 

@@ -15,14 +15,14 @@ use crate::netif::{
     Extra, Fault, HEADER_LEN, Refusal, RxRequest, RxResponse, RxWords, SLOTS_MAX, Status,
     TxRequest, TxResponse, TxWords, rx_flags, tx_flags,
 };
-use crate::shared_ring::{FrontRing, SharedPage};
+use crate::shared_ring::{FrontRing, Memory, SharedPage};
 
-type TxRing = FrontRing<TxWords, TxResponse>;
-type RxRing = FrontRing<RxRequest, RxWords>;
+type TxRing<M> = FrontRing<TxWords, TxResponse, M>;
+type RxRing<M> = FrontRing<RxRequest, RxWords, M>;
 
 /// Slots of either ring.
-const RING: usize = TxRing::SIZE as usize;
-const _: () = assert!(RING == 256 && RxRing::SIZE as usize == RING);
+const RING: usize = TxRing::<SharedPage>::SIZE as usize;
+const _: () = assert!(RING == 256 && RxRing::<SharedPage>::SIZE as usize == RING);
 
 /// A page of one's own, for others to use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,9 +192,9 @@ pub struct Counters {
 
 /// The frontend of one network interface, with `N` pages for each direction.
 #[derive(Debug)]
-pub struct Netfront<const N: usize> {
-    tx: TxRing,
-    rx: RxRing,
+pub struct Netfront<const N: usize, M = SharedPage> {
+    tx: TxRing<M>,
+    rx: RxRing<M>,
     rings: [Lent; 2],
     tx_pages: [Lent; N],
     rx_pages: [Lent; N],
@@ -244,7 +244,24 @@ impl<const N: usize> Netfront<N> {
     /// # Errors
     /// [`SetupError`]; all pages are the caller's then, as before.
     pub fn new(
+        pages: impl Iterator<Item = OwnPage>,
+        grants: &mut GrantTable,
+        back: DomId,
+        longest_tx: u16,
+        longest_rx: u16,
+    ) -> Result<Self, SetupError> {
+        Self::with_rings(pages, |page| page, grants, back, longest_tx, longest_rx)
+    }
+}
+
+impl<const N: usize, M: Memory> Netfront<N, M> {
+    /// As [`Self::new`], with the pages of the rings as `memory` makes them.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_rings(
         mut pages: impl Iterator<Item = OwnPage>,
+        memory: impl FnMut(SharedPage) -> M,
         grants: &mut GrantTable,
         back: DomId,
         longest_tx: u16,
@@ -252,7 +269,7 @@ impl<const N: usize> Netfront<N> {
     ) -> Result<Self, SetupError> {
         const { assert!(0 < N && N <= RING) };
         let mut lend = || {
-            let page = pages.next().ok_or(SetupError::Pages(Self::PAGES))?;
+            let page = pages.next().ok_or(SetupError::Pages(2 + 2 * N))?;
             page.zero();
             Ok(Lent { page, gref: None })
         };
@@ -264,7 +281,8 @@ impl<const N: usize> Netfront<N> {
             *lent = lend()?;
         }
         // SAFETY: `OwnPage` vouches for the pages, which this value accesses by atomic means only.
-        let [tx, rx] = rings.map(|lent| unsafe { SharedPage::new(lent.page.at) });
+        let shared = rings.map(|lent| unsafe { SharedPage::new(lent.page.at) });
+        let [tx, rx] = shared.map(memory);
         let mut front = Self {
             tx: TxRing::new(tx),
             rx: RxRing::new(rx),
