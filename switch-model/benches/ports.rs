@@ -441,11 +441,13 @@ fn main() -> ExitCode {
     target("jitter: log2 growth over growth from 60 to 15 k", 14.0 / 6.0 / growth, 1.0, true);
     // Flat, give or take 15 %. Time counts the cache misses of 64 ports' memory as well, so where
     // instructions are known, they decide.
-    let (what, share) = match (counts[place("ports-1")], counts[place("ports-64")]) {
-        (Some(one), Some(many)) => ("instructions", one / many),
-        _ => ("time", over("ports-1", "ports-64")),
-    };
-    target(&format!("64 ports: {what} of 1 port, of those of 64"), share, 1.0 / 1.15, true);
+    for case in ["ports-2", "ports-8", "ports-16", "ports-32", "ports-64"] {
+        let (what, share) = match (counts[place("ports-1")], counts[place(case)]) {
+            (Some(one), Some(many)) => ("instructions", one / many),
+            _ => ("time", over("ports-1", case)),
+        };
+        target(&format!("{case}: {what} of 1 port, of those of these"), share, 1.0 / 1.15, true);
+    }
     println!("for comparison, median of the rounds' ratios:");
     println!("  FIFO: times the peer with handles    {:.2}", over("fifo-peer", "fifo"));
     println!("  FIFO: times the heap                 {:.2}", over("fifo-heap", "fifo"));

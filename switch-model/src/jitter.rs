@@ -86,8 +86,14 @@ pub(crate) struct JitterModel {
 #[expect(clippy::large_enum_variant, reason = "configurations live in place, nothing allocates")]
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Shape {
-    Normal(u64),
     Uniform(i64),
+    Curved(Curve),
+}
+
+#[expect(clippy::large_enum_variant, reason = "configurations live in place, nothing allocates")]
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Curve {
+    Normal(u64),
     Exponential(u64),
     Pareto { scale: u64, inverse: u64 },
     Table(Few<i64, 33>),
@@ -104,12 +110,14 @@ impl Jitter {
         };
         let (shape, correlation) = match *self {
             Self::None => return Ok(None),
-            Self::Normal { spread, correlation } => (Shape::Normal(bounded(spread)?), correlation),
+            Self::Normal { spread, correlation } => {
+                (Shape::Curved(Curve::Normal(bounded(spread)?)), correlation)
+            }
             Self::Uniform { spread, correlation } => {
                 (Shape::Uniform(bounded(spread)? as i64), correlation)
             }
             Self::Exponential { mean, correlation } => {
-                (Shape::Exponential(bounded(mean)?), correlation)
+                (Shape::Curved(Curve::Exponential(bounded(mean)?)), correlation)
             }
             Self::Pareto { mean, index: ParetoIndex(index), correlation } => {
                 if index <= 1000 {
@@ -119,7 +127,7 @@ impl Jitter {
                 let scale = u128::from(bounded(mean)?) * u128::from(index - 1000) / 1000;
                 let scale = u64::try_from(scale).map_err(|_| ConfigError::TooLarge("jitter"))?;
                 let inverse = ((1000u64 << 32) + u64::from(index) / 2) / u64::from(index);
-                (Shape::Pareto { scale, inverse }, correlation)
+                (Shape::Curved(Curve::Pareto { scale, inverse }), correlation)
             }
             Self::Table { quantiles, correlation } => {
                 if quantiles.len() < 2 || !quantiles.is_sorted() {
@@ -130,13 +138,14 @@ impl Jitter {
                     *to = bounded(*from)? as i64;
                 }
                 let table = Few::new(&table[..quantiles.len()]).ok_or(ConfigError::Table)?;
-                (Shape::Table(table), correlation)
+                (Shape::Curved(Curve::Table(table)), correlation)
             }
         };
         let flat = match shape {
-            Shape::Normal(0) | Shape::Uniform(0) | Shape::Exponential(0) => true,
-            Shape::Pareto { scale, .. } => scale == 0,
-            _ => false,
+            Shape::Uniform(spread) => spread == 0,
+            Shape::Curved(Curve::Normal(size) | Curve::Exponential(size)) => size == 0,
+            Shape::Curved(Curve::Pareto { scale, .. }) => scale == 0,
+            Shape::Curved(Curve::Table(_)) => false,
         };
         if flat {
             return Err(ConfigError::Zero("jitter"));
@@ -167,7 +176,7 @@ impl JitterModel {
     pub(crate) fn next(&self, memory: &mut JitterMemory, fresh: bool, draw: u64) -> i64 {
         let bits = if self.correlation == Probability::ZERO {
             draw
-        } else if let Shape::Normal(spread) = self.shape {
+        } else if let Shape::Curved(Curve::Normal(spread)) = self.shape {
             let mut z = i128::from(sample::normal(draw));
             if !fresh {
                 let last = i128::from(memory.value as i32) * i128::from(self.correlation.raw());
@@ -187,14 +196,23 @@ impl JitterModel {
     }
 
     /// The deviation for one uniform draw.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn value(&self, bits: u64) -> i64 {
         match &self.shape {
-            Shape::Normal(spread) => sample::scaled(*spread, sample::normal(bits)),
             Shape::Uniform(spread) => sample::uniform(-spread, *spread, bits),
-            Shape::Exponential(mean) => sample::exponential(*mean, bits),
-            Shape::Pareto { scale, inverse } => sample::pareto_excess(*scale, *inverse, bits),
-            Shape::Table(quantiles) => sample::table(quantiles, bits),
+            Shape::Curved(curve) => curve.value(bits),
+        }
+    }
+}
+
+impl Curve {
+    #[inline(never)]
+    fn value(&self, bits: u64) -> i64 {
+        match self {
+            Self::Normal(spread) => sample::scaled(*spread, sample::normal(bits)),
+            Self::Exponential(mean) => sample::exponential(*mean, bits),
+            Self::Pareto { scale, inverse } => sample::pareto_excess(*scale, *inverse, bits),
+            Self::Table(quantiles) => sample::table(quantiles, bits),
         }
     }
 }

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Several ports: whose turn it is, and how they share one buffer.
 //!
-//! Two tournaments over the ports answer "who is due next" at little cost: one for
+//! Two lists of the ports, kept in order, answer "who is due next" at little cost: one for
 //! arrivals at the far end, one for departures from the buffer, without which no port's share of
 //! the buffer could be told exactly.
-
-use core::hint::select_unpredictable;
 
 use crate::{
     ConfigError, Event, Frame, Probability, Size, Verdict, frame::LAST_ARRIVAL, scheduled::Egress,
@@ -46,114 +44,112 @@ impl SharedBuffer {
     }
 }
 
-/// A tournament over `N` keys, four to a match.
+/// The ports that have something to do, in the order of their keys, and by number where these agree.
 ///
-/// The matches of the first round lie in the first quarter of `winners`, then those of the second,
-/// and so on; the last is the final. A key that changes is followed upwards only as far as it decides
-/// a match: a port that has something to do, and is not the next, costs one comparison.
+/// They lie in a window of a list that is twice as long. Most changes are at its ends: the first port
+/// is served and goes behind the last. Another one is found by halves, and the shorter side of the
+/// window, two bytes a port, makes room.
 #[derive(Clone, Debug)]
 struct Index<const N: usize> {
     keys: [u64; N],
-    winners: [u16; N],
+    order: [[u16; N]; 2],
+    head: u16,
+    tail: u16,
 }
 
 impl<const N: usize> Index<N> {
     /// No port is due.
     const IDLE: u64 = u64::MAX;
 
-    /// Where the final is.
-    const FINAL: usize = {
-        let (mut matches, mut offset) = (N.div_ceil(4), 0);
-        while matches > 1 {
-            offset += matches;
-            matches = matches.div_ceil(4);
-        }
-        offset
-    };
-
     fn new() -> Self {
-        let mut index = Self { keys: [Self::IDLE; N], winners: [0; N] };
-        let (mut contestants, mut offset, mut rounds) = (N, 0, 1);
-        while contestants > 1 {
-            let matches = contestants.div_ceil(4);
-            for i in 0..matches {
-                index.winners[offset + i] = (i << (2 * rounds)) as u16;
-            }
-            (contestants, offset, rounds) = (matches, offset + matches, rounds + 1);
-        }
-        index
+        Self { keys: [Self::IDLE; N], order: [[0; N]; 2], head: 0, tail: 0 }
     }
 
     #[inline]
     fn set(&mut self, port: usize, key: u64) {
-        let old = core::mem::replace(&mut self.keys[port], key);
+        let old = self.keys[port];
         if old == key {
             return;
         }
-        // Who comes up from below, and among whom there: in the first round, the ports themselves.
-        let (mut winner, mut key) = (port, key);
-        let (mut contestant, mut below) = (port, None);
-        let (mut matches, mut offset, mut shift) = (N.div_ceil(4), 0, 0);
-        loop {
-            let game = contestant / 4;
-            let reigning = usize::from(self.winners[offset + game]);
-            if reigning >> shift != contestant {
-                if self.keys[reigning] <= key {
-                    return;
-                }
-            } else if key > old {
-                (winner, key) = match below {
-                    None => self.play_ports(game),
-                    Some(below) => self.play(below, game, offset),
-                };
+        if old != Self::IDLE {
+            if usize::from(self.order.as_flattened()[usize::from(self.head)]) == port {
+                self.head += 1;
+            } else {
+                self.take_out(port);
             }
-            self.winners[offset + game] = winner as u16;
-            if matches <= 1 {
-                return;
+            if self.head == self.tail {
+                (self.head, self.tail) = (0, 0);
             }
-            (contestant, below, shift) = (game, Some(offset), shift + 2);
-            offset += matches;
-            matches = matches.div_ceil(4);
+        }
+        self.keys[port] = key;
+        if key == Self::IDLE {
+            return;
+        }
+        if usize::from(self.tail) == 2 * N {
+            self.move_to_front();
+        }
+        let (head, tail) = (usize::from(self.head), usize::from(self.tail));
+        let order = self.order.as_flattened_mut();
+        let last = |&last: &u16| (self.keys[usize::from(last)], usize::from(last));
+        if order[head..tail].last().is_none_or(|other| last(other) < (key, port)) {
+            order[tail] = port as u16;
+            self.tail += 1;
+        } else {
+            self.put_in(port);
         }
     }
 
-    /// A match of the first round.
-    #[inline]
-    fn play_ports(&self, game: usize) -> (usize, u64) {
-        let first = game * 4;
-        match self.keys.get(first..first + 4) {
-            Some(&[a, b, c, d]) => earlier(
-                earlier((first, a), (first + 1, b)),
-                earlier((first + 2, c), (first + 3, d)),
-            ),
-            _ => (first..N).map(|i| (i, self.keys[i])).reduce(earlier).unwrap_or((0, Self::IDLE)),
+    #[inline(never)]
+    fn move_to_front(&mut self) {
+        self.order.as_flattened_mut().copy_within(usize::from(self.head).., 0);
+        (self.head, self.tail) = (0, self.tail - self.head);
+    }
+
+    /// How many ports of the window come before this one, which has the same key still or already.
+    fn before(&self, port: usize) -> usize {
+        let window = &self.order.as_flattened()[usize::from(self.head)..usize::from(self.tail)];
+        let place = |port: usize| (self.keys[port], port);
+        window.partition_point(|&other| place(usize::from(other)) < place(port))
+    }
+
+    #[inline(never)]
+    fn take_out(&mut self, port: usize) {
+        let (head, tail) = (usize::from(self.head), usize::from(self.tail));
+        let at = head + self.before(port);
+        let order = self.order.as_flattened_mut();
+        if at - head < tail - at {
+            order.copy_within(head..at, head + 1);
+            self.head += 1;
+        } else {
+            order.copy_within(at + 1..tail, at);
+            self.tail -= 1;
         }
     }
 
-    /// A match among the winners of the round that lies in `below..end`.
-    #[inline]
-    fn play(&self, below: usize, game: usize, end: usize) -> (usize, u64) {
-        let first = below + game * 4;
-        let winner = |&port: &u16| (usize::from(port), self.keys[usize::from(port)]);
-        match &self.winners[first..end.min(first + 4)] {
-            [a, b, c, d] => earlier(earlier(winner(a), winner(b)), earlier(winner(c), winner(d))),
-            few => few.iter().map(winner).reduce(earlier).unwrap_or((0, Self::IDLE)),
-        }
+    #[inline(never)]
+    fn put_in(&mut self, port: usize) {
+        let (head, tail) = (usize::from(self.head), usize::from(self.tail));
+        let at = head + self.before(port);
+        let order = self.order.as_flattened_mut();
+        let at = if head > 0 && at - head < tail - at {
+            order.copy_within(head..at, head - 1);
+            self.head -= 1;
+            at - 1
+        } else {
+            order.copy_within(at..tail, at + 1);
+            self.tail += 1;
+            at
+        };
+        order[at] = port as u16;
     }
 
     /// The first port and its key.
     #[inline]
     fn first(&self) -> (usize, u64) {
-        let port = usize::from(self.winners[Self::FINAL]);
+        // In an empty window it is a port that was, and has no key any more.
+        let port = usize::from(self.order.as_flattened()[usize::from(self.head)]);
         (port, self.keys[port])
     }
-}
-
-/// Which one it is, is a matter of chance: select, do not branch.
-#[inline]
-fn earlier(a: (usize, u64), b: (usize, u64)) -> (usize, u64) {
-    let wins = b.1 < a.1;
-    (select_unpredictable(wins, b.0, a.0), select_unpredictable(wins, b.1, a.1))
 }
 
 /// `N` ports of one kind.
@@ -307,9 +303,10 @@ mod tests {
                 _ => draw >> 40 & 0xFF,
             };
             index.set(port, key);
-            let least = index.keys.iter().copied().min().unwrap();
+            let least = (0..N).min_by_key(|&port| index.keys[port]).unwrap();
             let (port, key) = index.first();
-            assert_eq!((key, index.keys[port]), (least, least), "{n}");
+            assert_eq!(key, index.keys[least], "{n}");
+            assert!(port == least || key == Index::<N>::IDLE, "{n}");
         }
     }
 
