@@ -378,7 +378,7 @@ impl<M: Dom0> Control<M> {
             let path = format!("{}/ports/{}/counters", home(id), port.number);
             counters.push((port.number, self.json(&path)?));
         }
-        Ok((self.json(&format!("{}/switch/counters", home(id)))?, counters))
+        Ok((self.json(&format!("{}/counters", home(id)))?, counters))
     }
 
     fn json(&mut self, path: &str) -> Result<Value, PortError> {
