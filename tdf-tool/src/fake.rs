@@ -15,6 +15,9 @@ use crate::xen::answering::Request;
 use crate::xen::{Control, DomId, Errno, Hypervisor, Op};
 use crate::xlcfg::Config;
 
+mod network;
+pub use network::{FakeNetwork, NetFault};
+
 const INTERFACE: u32 = 0x17;
 /// What a command of the toolstack costs.
 const TOOL_NS: i64 = 20_000_000;
@@ -74,6 +77,8 @@ pub struct FakeDomain {
     id: DomId,
     uuid: u16,
     config: String,
+    /// The whole configuration.
+    text: String,
     tdf: Tdf,
     active: bool,
     reveal: bool,
@@ -123,6 +128,10 @@ pub struct Machine {
     /// Files written.
     pub files: HashMap<String, String>,
     consoles: Vec<DomId>,
+    /// The network between its domains.
+    pub network: FakeNetwork,
+    /// Bridges of dom0.
+    pub bridges: Vec<String>,
 }
 
 impl Machine {
@@ -145,7 +154,29 @@ impl Machine {
             log: Vec::new(),
             files: HashMap::new(),
             consoles: Vec::new(),
+            network: FakeNetwork::default(),
+            bridges: Vec::new(),
         })
+    }
+
+    fn ip(&mut self, args: &[&str]) -> Result<String, String> {
+        let at = |bridges: &[String], name: &str| bridges.iter().position(|b| b == name);
+        match args {
+            ["link", "show", "dev", name] => {
+                at(&self.bridges, name).map(|_| String::new()).ok_or("no such device".to_owned())
+            }
+            ["link", "add", "name", name, "type", "bridge"] => {
+                self.bridges.push((*name).to_owned());
+                Ok(String::new())
+            }
+            ["link", "set", "dev", _, "up"] => Ok(String::new()),
+            ["link", "delete", "dev", name] => {
+                let at = at(&self.bridges, name).ok_or("no such device")?;
+                self.bridges.remove(at);
+                Ok(String::new())
+            }
+            other => panic!("ip {other:?}"),
+        }
     }
 
     /// Its real time.
@@ -181,6 +212,9 @@ impl Machine {
                         ("vm", Some(domain)) => {
                             Ok(format!("/vm/01234567-0000-0000-0000-{:012x}\n", domain.uuid))
                         }
+                        (key, Some(_)) if key.starts_with("data/") => {
+                            self.store.get(*path).cloned().ok_or("couldn't read path".to_owned())
+                        }
                         _ => Err("couldn't read path".to_owned()),
                     };
                 }
@@ -188,12 +222,14 @@ impl Machine {
             }
             ("xenstore-write", [path, value]) if self.fault != Some(Fault::StoreFull) => {
                 self.store.insert((*path).to_owned(), (*value).to_owned());
+                self.network.asked(&mut self.store, path, value);
                 Ok(String::new())
             }
             ("xenstore-write", _) => Err("no space".to_owned()),
-            ("xenstore-ls", ["-f", "/tool/tdf"]) => Ok(self
+            ("xenstore-ls", ["-f", folder]) => Ok(self
                 .store
                 .iter()
+                .filter(|(path, _)| path.starts_with(folder))
                 .map(|(path, value)| format!("{path} = \"{value}\"\n"))
                 .collect()),
             ("xenstore-rm", [path]) => {
@@ -219,6 +255,7 @@ impl Machine {
             id: DomId(self.next_id),
             uuid: self.next_id,
             config: value("extra"),
+            text,
             tdf: self.default,
             active: self.default != Tdf::ONE,
             reveal: false,
@@ -248,7 +285,10 @@ impl Machine {
         let domain = self.domains.iter_mut().find(|d| d.name == name).ok_or("no such domain")?;
         domain.started_at = Some(domain.tdf);
         self.ran_undilated |= domain.tdf == Tdf::ONE;
-        domain.boot(real, behaviour);
+        match self.network.boot(&mut self.store, &domain.text, domain.id, name) {
+            Some(line) => domain.script.push((real + 5_000_000, line)),
+            None => domain.boot(real, behaviour),
+        }
         if !self.ends.is_empty() {
             domain.down = Some((real + 1_000_000_000, self.ends.remove(0)));
         }
@@ -532,6 +572,7 @@ impl Dom0 for Machine {
         self.real += TOOL_NS;
         let result = match (program, args) {
             ("xl", args) => self.xl(args),
+            ("ip", args) => self.ip(args),
             (store, args) => self.xenstore(store, args),
         };
         Ok(match result {
@@ -556,6 +597,19 @@ impl Dom0 for Machine {
         let (real, id) = (self.real, self.consoles[console.0]);
         let request = String::from_utf8(bytes.to_vec()).expect("text");
         let domain = self.domains.iter_mut().find(|d| d.id == id).ok_or(io::ErrorKind::NotFound)?;
+        if let Some(rest) = request.strip_prefix("tdf-do ") {
+            let tdf = domain.tdf;
+            let (number, command) = rest.trim().split_once(' ').expect("a command");
+            let (answer, virtual_ns) =
+                self.network.command(&self.store, &domain.name, tdf, command);
+            let mut text = String::new();
+            for line in answer.lines().chain(["tdf-end 0"]) {
+                text.push_str(&format!("tdf-out {number} {line}\r\n"));
+            }
+            let at = real + tdf.to_real(virtual_ns.into()) as i64 + 1_000_000;
+            domain.script.push((at, text.into_bytes()));
+            return Ok(());
+        }
         if domain.config.contains("test=serve") {
             let behaviour = self.behaviours.get(&domain.name).copied().unwrap_or_default();
             let parameters = request.trim().strip_prefix("tdf-ask ").expect("a request");

@@ -242,13 +242,13 @@ impl<M: Dom0> Lab<'_, M> {
         };
         self.predict(from, to, hop, (frame, payload), report)?;
         self.apply(settings)?;
-        let mut marked = 0;
+        let mut marked = (0, 0);
         for host in [from, to] {
             let command = format!("echo {} >/proc/sys/net/ipv4/tcp_ecn", u8::from(*ecn));
             self.call(host, &command, 1_000_000_000)?;
         }
         if *ecn {
-            marked = self.marks(to)?;
+            marked = (self.marks(to)?, self.marks_set(&path)?);
         }
         let (seconds, omit) = (for_virtual.ns() / 1_000_000_000, after.ns() / 1_000_000_000);
         let how = format!("-t {seconds} -O {omit}");
@@ -259,8 +259,8 @@ impl<M: Dom0> Lab<'_, M> {
         let retransmits = narrow(flow.retransmits.into());
         report.figures.push(Figure::plain("sent again", "segments", retransmits));
         if *ecn {
-            let seen = self.marks(to)? - marked;
-            let set = self.marks_set(&path)?;
+            let seen = self.marks(to)? - marked.0;
+            let set = self.marks_set(&path)? - marked.1;
             report.figures.push(Figure::at_least("marks seen", "frames", 1, seen));
             report.figures.push(Figure::judged("marks set", "frames", (seen, seen), set));
         }
@@ -273,7 +273,7 @@ impl<M: Dom0> Lab<'_, M> {
         netstat(&text, "IpExt:", "InCEPkts").ok_or_else(|| format!("{host} counts no marks"))
     }
 
-    /// Frames that the ports of the path have marked since they were last set.
+    /// Frames that the ports of the path have ever marked.
     fn marks_set(&mut self, path: &[Hop]) -> Result<i64, String> {
         let mut sum = 0;
         for hop in path {

@@ -282,3 +282,121 @@ impl<'a, M: Dom0> Lab<'a, M> {
         failures
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::fake::{Fault, Machine, NetFault};
+    use crate::report::Report;
+    use crate::scenario::tests::read;
+
+    const SCENARIO: &str = r#"
+        name = "net"
+        [[domain]]
+        name = "s"
+        kind = "guest"
+        role = "switch"
+        tdf = "10"
+        [[domain]]
+        name = "a"
+        kind = "linux"
+        test = "net"
+        tdf = "10"
+        [[domain]]
+        name = "b"
+        kind = "linux"
+        test = "net"
+        tdf = "10"
+        [[link]]
+        domain = "a"
+        switch = "s"
+        address = "10.0.0.1/24"
+        [[link]]
+        domain = "b"
+        switch = "s"
+        address = "10.0.0.2/24"
+        [[check]]
+        name = "own"
+        processing = { from = "a", to = "b", factors = ["1", "10", "100"] }
+        [[check]]
+        name = "far"
+        ping = { from = "a", to = "b", size = 1000 }
+        set = [
+            { link = "a", delay = "1 ms", framing = "ethernet", ingress = { rate = "1 Mbit/s" } },
+            { link = "b", delay = "3 ms", latency = "7 us" },
+        ]
+        [[check]]
+        name = "lossy"
+        ping = { from = "a", to = "b", count = 500 }
+        set = [{ link = "b", loss = "10 %" }]
+        [[check]]
+        name = "flow"
+        tdf = "5"
+        tcp = { from = "a", to = "b" }
+        set = [{ link = "b", rate = "10 Mbit/s", framing = "ethernet" }]
+        [[check]]
+        name = "marks"
+        tcp = { from = "a", to = "b", ecn = true }
+        set = [{ link = "b", rate = "10 Mbit/s", framing = "ethernet", mark_above = "9 frames" }]
+    "#;
+
+    fn tried(text: &str, prepare: impl Fn(&mut Machine)) -> Report {
+        let mut control = Machine::control();
+        prepare(&mut control.machine);
+        let report = crate::run::run(&mut control, &read(text).unwrap(), 1, Path::new("/assets"));
+        assert!(control.machine.domains.is_empty(), "domains are left");
+        assert!(control.machine.bridges.is_empty(), "bridges are left");
+        report
+    }
+
+    #[test]
+    fn a_network_that_does_as_the_model_says_passes_every_check() {
+        let report = tried(SCENARIO, |_| {});
+        assert!(report.pass, "{}", report.text());
+        let names: Vec<&str> = report.checks.iter().map(|check| check.name.as_str()).collect();
+        assert_eq!(names, ["own", "far", "lossy", "flow", "marks"]);
+        assert_eq!((report.checks[0].tdf.as_str(), report.checks[3].tdf.as_str()), ("-", "5"));
+        let far = &report.checks[1].figures[0];
+        // 1 Mbit/s for 1042 B, and the delays of both ends.
+        assert_eq!(far.value, 1042 * 8_000 + 3_000_000 + 7_000 + 1_000_000);
+    }
+
+    #[test]
+    fn each_check_fails_when_the_network_does_otherwise() {
+        for (fault, says) in [
+            (NetFault::Early, "far: round trip"),
+            (NetFault::Late, "far: round trip"),
+            (NetFault::Undilated, "own: round trip at TDF 10"),
+            (NetFault::Lossless, "lossy: lost: 0 pings"),
+            (NetFault::Slow, "flow: goodput"),
+            (NetFault::Unmarked, "marks: marks set: 50 frames is not between"),
+            (NetFault::Refuses, "the switch refused: I will not"),
+            (NetFault::Mute, "s: it does not become a switch"),
+        ] {
+            let report = tried(SCENARIO, |machine| machine.network.fault = fault);
+            let failures = report.failures.join("\n");
+            assert!(!report.pass && failures.contains(says), "{says}: {}", report.text());
+        }
+    }
+
+    #[test]
+    fn a_rate_that_the_machine_cannot_carry_is_a_red_verdict() {
+        let fast = SCENARIO.replace("rate = \"10 Mbit/s\"", "rate = \"10 Gbit/s\"");
+        let report = tried(&fast, |_| {});
+        let failures = report.failures.join("\n");
+        assert!(failures.contains("flow: rate, beside the largest: 10000000000"), "{failures}");
+        assert!(failures.contains("times larger TDF is needed"), "{failures}");
+    }
+
+    #[test]
+    fn whatever_happens_nothing_is_left() {
+        for fault in [Fault::Create, Fault::CreateHalf, Fault::Unpause, Fault::NoConsole] {
+            assert!(!tried(SCENARIO, |machine| machine.fault = Some(fault)).pass);
+        }
+        for moment in 0..60 {
+            let report = tried(SCENARIO, |machine| machine.interrupt_after = Some(moment));
+            assert!(!report.pass && !report.failures.is_empty(), "{}", report.text());
+        }
+    }
+}

@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A network of hosts in memory: what each port does is decided by the model, and stock tools show
+//! what they would.
+
+use std::collections::HashMap;
+
+use serde_json::Value;
+use switch_model::{Frame, Loss, Port, PortSpec, Slot, Verdict};
+use tdf_abi::Tdf;
+
+use crate::xen::DomId;
+
+/// What is wrong with a network.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NetFault {
+    /// Nothing.
+    #[default]
+    None,
+    /// Frames come 2 us before the model's moment.
+    Early,
+    /// Each frame that a port holds back takes a millisecond too long.
+    Late,
+    /// TCP gets 2 % less than it should.
+    Slow,
+    /// No frame is ever lost.
+    Lossless,
+    /// The machine's own part does not shrink with the factor.
+    Undilated,
+    /// A tenth of the marks gets lost.
+    Unmarked,
+    /// The switch refuses all settings.
+    Refuses,
+    /// The switch never says that it runs.
+    Mute,
+}
+
+/// Time that the machine itself adds to a round trip, ns of real time.
+const OWN_NS: i64 = 400_000;
+/// What the machine carries, bits of payload in a real second.
+const CARRIED: u64 = 40_000_000;
+
+/// The hosts of one switch.
+#[derive(Debug, Default)]
+pub struct FakeNetwork {
+    /// What is wrong with it.
+    pub fault: NetFault,
+    /// Hosts: name, address, switch and port.
+    hosts: Vec<(String, String, DomId, u32)>,
+    switches: HashMap<String, DomId>,
+    marks: u64,
+}
+
+fn between<'a>(text: &'a str, before: &str, ends: &[char]) -> Option<&'a str> {
+    text.split_once(before)?.1.split(ends).next()
+}
+
+impl FakeNetwork {
+    /// A domain begins to run; what it says, if it is part of a network.
+    pub fn boot(
+        &mut self,
+        store: &mut HashMap<String, String>,
+        config: &str,
+        id: DomId,
+        name: &str,
+    ) -> Option<Vec<u8>> {
+        let home = |id| format!("/local/domain/{id}/data/switch");
+        if config.contains("role=switch") {
+            assert!(config.contains("driver_domain = 1"));
+            if self.fault != NetFault::Mute {
+                store.insert(format!("{}/state", home(id)), "running".to_owned());
+            }
+            self.switches.insert(name.to_owned(), id);
+            return Some(b"switch\r\n".to_vec());
+        }
+        let address = between(config, "net.address=", &['/'])?.to_owned();
+        let switch = *self.switches.get(between(config, "backend=", &[',', '"'])?)?;
+        let port = self.hosts.len() as u32;
+        let mac = between(config, "mac=", &[',']).expect("it has one");
+        let folder = format!("{}/ports/{port}", home(switch));
+        for (key, value) in
+            [("mac", mac), ("link", "up"), ("kind", "netback"), ("peer", &format!("{id}/0"))]
+        {
+            store.insert(format!("{folder}/{key}"), value.to_owned());
+        }
+        self.hosts.push((name.to_owned(), address, switch, port));
+        Some(b"booting\r\ntdf-host ready\r\n".to_vec())
+    }
+
+    /// dom0 has written something for a switch.
+    pub fn asked(&mut self, store: &mut HashMap<String, String>, path: &str, value: &str) {
+        if let Some((home, port)) = path.split_once("/set/") {
+            let (version, json) = value.split_once(' ').expect("a version");
+            let folder = format!("{home}/ports/{port}");
+            if self.fault == NetFault::Refuses {
+                store.insert(format!("{folder}/error"), format!("{version} I will not"));
+                return;
+            }
+            let json: Value = serde_json::from_str(json).expect("JSON");
+            for key in ["egress", "ingress"] {
+                store.insert(format!("{folder}/{key}"), json[key].to_string());
+            }
+            store.insert(format!("{folder}/applied"), version.to_owned());
+        }
+        if let Some(home) = path.strip_suffix("/query") {
+            for (_, _, _, port) in &self.hosts {
+                let counters = format!("{{\"marks\":{}}}", if *port == 1 { self.marks } else { 0 });
+                store.insert(format!("{home}/ports/{port}/counters"), counters);
+            }
+            store.insert(format!("{home}/counters"), "{\"frames\":1}".to_owned());
+            store.insert(format!("{home}/answered"), value.to_owned());
+        }
+    }
+
+    fn path(&self, store: &HashMap<String, String>, from: &str, to: &str) -> [PortSpec; 2] {
+        let spec = |host: &str, key: &str| {
+            let (_, _, switch, port) =
+                self.hosts.iter().find(|(name, address, ..)| name == host || address == host)?;
+            let path = format!("/local/domain/{switch}/data/switch/ports/{port}/{key}");
+            Some(serde_json::from_str(store.get(&path)?).expect("a description"))
+        };
+        [spec(from, "ingress"), spec(to, "egress")].map(|spec| spec.unwrap_or(PortSpec::IDEAL))
+    }
+
+    /// What a host answers to `command`, and after how much virtual time.
+    pub fn command(
+        &mut self,
+        store: &HashMap<String, String>,
+        host: &str,
+        tdf: Tdf,
+        command: &str,
+    ) -> (String, i64) {
+        let words: Vec<&str> = command.split(' ').collect();
+        let option = |name: &str| {
+            let at = words.iter().position(|word| *word == name)?;
+            words.get(at + 1).copied()
+        };
+        match words[0] {
+            "ping" => {
+                let to = words[words.len() - 1];
+                let count = option("-c").and_then(|c| c.parse().ok()).expect("a count");
+                let size: u32 = option("-s").and_then(|s| s.parse().ok()).expect("a size");
+                (self.ping(store, host, to, tdf, count, size), i64::from(count) * 20_000_000)
+            }
+            "iperf3" if words.contains(&"-c") => {
+                let to = option("-c").expect("a server");
+                let rates = self.path(store, host, to).map(|spec| spec.rate);
+                let all = tdf.to_real(CARRIED.into()) as u64;
+                let rate = rates.into_iter().flatten().map(|rate| rate.as_bits() * 1448 / 1538);
+                let mut goodput = rate.min().unwrap_or(all).min(all);
+                if self.fault == NetFault::Slow {
+                    goodput = goodput / 100 * 98;
+                }
+                self.marks += 50;
+                let json = format!(
+                    "{{\"end\":{{\"sum_received\":{{\"bytes\":1,\"bits_per_second\":{goodput}}}}}}}"
+                );
+                (json, 2_000_000_000)
+            }
+            "cat" if command.contains("netstat") => {
+                let seen =
+                    self.marks - if self.fault == NetFault::Unmarked { self.marks / 10 } else { 0 };
+                (format!("IpExt: A InCEPkts\nIpExt: 1 {seen}"), 0)
+            }
+            _ => (String::new(), 0),
+        }
+    }
+
+    fn ping(
+        &self,
+        store: &HashMap<String, String>,
+        from: &str,
+        to: &str,
+        tdf: Tdf,
+        count: u32,
+        size: u32,
+    ) -> String {
+        let ([a, b], [c, d]) = (self.path(store, from, to), self.path(store, to, from));
+        let hops = [a, b, c, d];
+        let configs = hops.map(|mut spec| {
+            if self.fault == NetFault::Lossless {
+                spec.loss = Loss::None;
+            }
+            spec.build().expect("it is right")
+        });
+        let port =
+            |(i, config)| Port::new(config, i as u64, vec![Slot::EMPTY; 64]).expect("it has room");
+        let mut ports: Vec<_> = configs.iter().enumerate().map(port).collect();
+        let own = match self.fault {
+            NetFault::Undilated => OWN_NS,
+            _ => tdf.to_virtual(OWN_NS.into()) as i64,
+        };
+        let (mut text, mut answered) = (String::new(), 0);
+        for seq in 0..count {
+            let sent = u64::from(seq + 1) * 20_000_000;
+            let (mut at, mut lost) = (sent, false);
+            for port in &mut ports {
+                while port.pop_due(at).is_some() {}
+                match port.offer(at, Frame::new(seq, size + 42)) {
+                    Verdict::Deliver(fate) => at = fate.deliver_at,
+                    _ => lost = true,
+                }
+            }
+            if lost {
+                continue;
+            }
+            answered += 1;
+            let off = match self.fault {
+                NetFault::Early => -2_000 - own,
+                NetFault::Late if hops.iter().any(|hop| *hop != PortSpec::IDEAL) => 1_000_000,
+                _ => 0,
+            };
+            let us = ((at - sent) as i64 + own + off).max(0) / 1000;
+            text.push_str(&format!(
+                "{size} bytes from {to}: seq={seq} ttl=64 time={}.{:03} ms\n",
+                us / 1000,
+                us % 1000
+            ));
+        }
+        text + &format!(
+            "{count} packets transmitted, {answered} packets received, 0% packet loss\n"
+        )
+    }
+}
