@@ -80,8 +80,6 @@ pub struct SwitchCounters {
     pub grants: u32,
     /// Bytes that are free for everything else.
     pub heap_free: u64,
-    /// The fingerprint of the model's reference run on this machine.
-    pub reference_trace: u64,
 }
 
 /// The ports' names of drop reasons, in the order of [`DropReason::ALL`].

@@ -390,6 +390,13 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
         self.fabric.deadline()
     }
 
+    fn plug(&mut self, port: usize, device: Device) {
+        self.devices[port] = Some(device);
+        self.fabric.attach(port);
+        self.active |= 1 << port;
+        self.blocked &= !(1 << port);
+    }
+
     fn map(&self, port: usize, front: &Front) -> Result<[(usize, GrantHandle); RINGS], String> {
         let address = |ring: usize| self.window + (port * RINGS + ring) * PAGE_SIZE;
         let map = |ring, gref| {
@@ -440,7 +447,7 @@ impl<X: Hypercall + Cpu> Attach for Exchange<'_, X> {
         // pages, it is atomic for this CPU.
         let (tx, rx) = unsafe { (SharedPage::new(page(tx)), SharedPage::new(page(rx))) };
         let longest = if front.sg { LONGEST } else { PAGE_SIZE as u16 };
-        self.devices[port] = Some(Device {
+        let device = Device {
             netback: Netback::new(tx, rx, LONGEST, longest),
             dom: front.name.dom,
             event,
@@ -448,10 +455,8 @@ impl<X: Hypercall + Cpu> Attach for Exchange<'_, X> {
             csum_v4: front.csum_v4,
             csum_v6: front.csum_v6,
             counters: DeviceCounters::default(),
-        });
-        self.fabric.attach(port);
-        self.active |= 1 << port;
-        self.blocked &= !(1 << port);
+        };
+        self.plug(port, device);
         Ok(())
     }
 
@@ -477,5 +482,473 @@ impl<X: Hypercall + Cpu> Attach for Exchange<'_, X> {
     fn is_broken(&self, port: usize) -> bool {
         let device = self.devices.get(port).and_then(Option::as_ref);
         device.is_some_and(|device| device.netback.fault().is_some())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::switch::fabric::{Direction, OUT_MAX};
+    use crate::switch::fdb::{AGE_NS, Fdb};
+    use crate::switch::pool::fake::Memory;
+    use proptest::prelude::*;
+    use std::cell::{Cell, RefCell};
+    use std::collections::{BTreeMap, BTreeSet, VecDeque};
+    use switch_model::{PortSpec, Span};
+    use tdf_xen::abi::{
+        EVTCHNOP_SEND, GNTTABOP_COPY, Mfn, NR_EVENT_CHANNEL_OP, NR_GRANT_TABLE_OP, Vcpu,
+    };
+    use tdf_xen::fake::{Config, FakeXen};
+    use tdf_xen::netif::{
+        RxRequest, RxResponse, RxWords, TxRequest, TxResponse, TxWords, rx_flags, tx_flags,
+    };
+    use tdf_xen::shared_ring::FrontRing;
+
+    #[repr(align(4096))]
+    struct Page([u8; PAGE_SIZE]);
+
+    /// A Xen that copies between hosts' pages and the pool's.
+    struct World {
+        xen: FakeXen,
+        memory: RefCell<Memory>,
+        granted: RefCell<BTreeMap<(u16, u64), Box<Page>>>,
+        notified: RefCell<BTreeMap<u32, u32>>,
+        calls: Cell<u32>,
+    }
+
+    /// One end of a copy, as it lies in memory: page, domain, offset.
+    type End = (u64, u16, u16);
+
+    impl World {
+        fn place(&self, (page, dom, offset): End, granted: bool) -> Option<*mut u8> {
+            let page = if granted {
+                self.granted.borrow_mut().get_mut(&(dom, page)).map(|page| page.0.as_mut_ptr())
+            } else {
+                self.memory.borrow_mut().page(Mfn(page))
+            };
+            page.map(|page| page.wrapping_add(offset.into()))
+        }
+
+        fn grant(&self, dom: u16, gref: u64) {
+            self.granted.borrow_mut().insert((dom, gref), Box::new(Page([0; PAGE_SIZE])));
+        }
+    }
+
+    impl Hypercall for World {
+        unsafe fn call(&self, number: u32, args: [usize; 5]) -> isize {
+            match (number, args[0] as u32) {
+                (NR_GRANT_TABLE_OP, GNTTABOP_COPY) => {
+                    self.calls.set(self.calls.get() + 1);
+                    for n in 0..args[2] {
+                        // SAFETY: the caller gives a list of copies of 40 bytes.
+                        unsafe {
+                            let op: *mut u8 =
+                                std::ptr::with_exposed_provenance_mut(args[1] + n * 40);
+                            let end = |at: usize| -> End {
+                                let end = op.add(at);
+                                (
+                                    end.cast::<u64>().read(),
+                                    end.add(8).cast::<u16>().read(),
+                                    end.add(10).cast::<u16>().read(),
+                                )
+                            };
+                            let len = usize::from(op.add(32).cast::<u16>().read());
+                            let flags = op.add(34).cast::<u16>().read();
+                            let from = self.place(end(0), flags & 1 != 0);
+                            let to = self.place(end(16), flags & 2 != 0);
+                            let status = match (from, to) {
+                                (Some(from), Some(to)) => {
+                                    from.copy_to(to, len);
+                                    0
+                                }
+                                _ => -3i16,
+                            };
+                            op.add(36).cast::<i16>().write(status);
+                        }
+                    }
+                    0
+                }
+                (NR_EVENT_CHANNEL_OP, EVTCHNOP_SEND) => {
+                    // SAFETY: the caller gives a port.
+                    let port = unsafe { std::ptr::with_exposed_provenance::<u32>(args[1]).read() };
+                    *self.notified.borrow_mut().entry(port).or_default() += 1;
+                    0
+                }
+                // SAFETY: the caller's promise.
+                _ => unsafe { self.xen.call(number, args) },
+            }
+        }
+    }
+
+    impl Cpu for World {
+        fn rdtsc(&self) -> u64 {
+            self.xen.rdtsc()
+        }
+
+        fn rdmsr_tsc(&self) -> u64 {
+            self.xen.rdmsr_tsc()
+        }
+
+        fn cpuid_time(&self, subleaf: u32) -> [u32; 4] {
+            self.xen.cpuid_time(subleaf)
+        }
+
+        fn tsc_is_emulated(&self) -> bool {
+            false
+        }
+    }
+
+    fn world(pages: usize) -> World {
+        World {
+            xen: FakeXen::new(Config::default()),
+            memory: RefCell::new(Memory::new(pages)),
+            granted: RefCell::default(),
+            notified: RefCell::default(),
+            calls: Cell::new(0),
+        }
+    }
+
+    fn machine(world: &World) -> Machine<'_, World> {
+        let xen = &world.xen;
+        Machine::new(world, Vcpu(0), xen.time(Vcpu(0)), xen.wall(), xen.events()).unwrap()
+    }
+
+    fn exchange<'a>(machine: &'a Machine<'a, World>, ports: usize) -> Exchange<'a, World> {
+        let pool = machine.xen.memory.borrow_mut().pool();
+        let fabric = Fabric::new(pool, Fdb::new(AGE_NS), ports, 256, 1);
+        // SAFETY: nothing is mapped there in these tests.
+        unsafe { Exchange::new(machine, fabric, 0) }
+    }
+
+    /// A host with the frontend of an interface, whose pages for frames are granted for good.
+    struct Host<'a> {
+        world: &'a World,
+        dom: u16,
+        tx: FrontRing<TxWords, TxResponse>,
+        rx: FrontRing<RxRequest, RxWords>,
+        /// What was asked for in each slot of the receive ring.
+        asked: VecDeque<u64>,
+        sent: u32,
+        answered: u32,
+        unanswered: BTreeSet<u16>,
+        part: Vec<u8>,
+        _rings: [Box<Page>; 2],
+    }
+
+    const RX: u64 = 5000;
+
+    impl<'a> Host<'a> {
+        /// A host that is attached to `port`, with room for `room` pages of frames.
+        fn new(exchange: &mut Exchange<'a, World>, port: usize, room: u64) -> Self {
+            let (world, dom) = (exchange.machine.xen, port as u16 + 10);
+            let mut rings = [(); 2].map(|()| Box::new(Page([0; PAGE_SIZE])));
+            let [tx, rx] = rings.each_mut().map(|page| page.0.as_mut_ptr());
+            // SAFETY: the host keeps the pages; the test drops it after the exchange was last used.
+            let page = |at| unsafe { SharedPage::new(at) };
+            let mut host = Self {
+                world,
+                dom,
+                tx: FrontRing::new(page(tx)),
+                rx: FrontRing::new(page(rx)),
+                asked: VecDeque::new(),
+                sent: 0,
+                answered: 0,
+                unanswered: BTreeSet::new(),
+                part: Vec::new(),
+                _rings: rings,
+            };
+            host.offer(0..room);
+            exchange.plug(
+                port,
+                Device {
+                    netback: Netback::new(page(tx), page(rx), LONGEST, LONGEST),
+                    dom: DomId(dom),
+                    event: Port(100 + u32::from(dom)),
+                    handles: [GrantHandle(0); RINGS],
+                    csum_v4: true,
+                    csum_v6: false,
+                    counters: DeviceCounters::default(),
+                },
+            );
+            exchange.channels[100 + usize::from(dom)] = port as u8;
+            host
+        }
+
+        fn event(&self) -> Port {
+            Port(100 + u32::from(self.dom))
+        }
+
+        fn offer(&mut self, ids: impl IntoIterator<Item = u64>) {
+            for id in ids {
+                self.world.grant(self.dom, RX + id);
+                self.asked.push_back(RX + id);
+                let gref = (RX + id) as u32;
+                self.rx.push(&RxRequest { id: id as u16, gref }).unwrap();
+            }
+            let _ = self.rx.publish();
+        }
+
+        /// Sends `bytes` in fragments of `cut` bytes, of which the first is at least a header.
+        fn send(&mut self, bytes: &[u8], cut: usize, flags: u16) {
+            let pieces: Vec<&[u8]> = bytes.chunks(cut).collect();
+            for (n, piece) in pieces.iter().enumerate() {
+                let (id, offset) =
+                    ((self.sent % 256) as u16, (7 * n % (PAGE_SIZE - cut + 1)) as u16);
+                let gref = 100 + u64::from(id);
+                self.world.grant(self.dom, gref);
+                let page = self
+                    .world
+                    .granted
+                    .borrow_mut()
+                    .get_mut(&(self.dom, gref))
+                    .unwrap()
+                    .0
+                    .as_mut_ptr();
+                // SAFETY: within the page that has just been granted.
+                unsafe { piece.as_ptr().copy_to(page.add(offset.into()), piece.len()) };
+                let more = if n + 1 < pieces.len() { tx_flags::MORE_DATA } else { 0 };
+                let size = if n == 0 { bytes.len() } else { piece.len() } as u16;
+                let flags = more | if n == 0 { flags } else { 0 };
+                self.tx
+                    .push(&TxRequest { gref: gref as u32, offset, flags, id, size }.into())
+                    .unwrap();
+                self.sent += 1;
+                assert!(self.unanswered.insert(id));
+            }
+            let _ = self.tx.publish();
+        }
+
+        /// How its requests were answered.
+        fn answers(&mut self) -> Vec<Status> {
+            let mut statuses = Vec::new();
+            while let Some(answer) = self.tx.pop().unwrap() {
+                assert!(self.unanswered.remove(&answer.id), "each once");
+                self.answered += 1;
+                statuses.push(answer.status);
+            }
+            statuses
+        }
+
+        /// The frames that it has received, with the flags of their first pages.
+        fn frames(&mut self) -> Vec<(Vec<u8>, u16)> {
+            let mut frames = Vec::new();
+            let mut first = 0;
+            while let Some(words) = self.rx.pop().unwrap() {
+                let RxResponse { offset, flags, status, .. } = words.into();
+                let gref = self.asked.pop_front().unwrap();
+                assert!(status > 0, "{status}");
+                let granted = self.world.granted.borrow();
+                let page = &granted[&(self.dom, gref)].0;
+                if self.part.is_empty() {
+                    first = flags;
+                }
+                self.part.extend(&page[usize::from(offset)..][..status as usize]);
+                if flags & rx_flags::MORE_DATA == 0 {
+                    frames.push((std::mem::take(&mut self.part), first));
+                }
+            }
+            frames
+        }
+    }
+
+    fn address(n: usize) -> [u8; 6] {
+        [0x02, 0, 0, 0, 0, n as u8]
+    }
+
+    /// A frame with something to be told by.
+    fn frame(to: [u8; 6], from: usize, len: usize, tell: u32) -> Vec<u8> {
+        let mut bytes = to.to_vec();
+        bytes.extend(address(from));
+        bytes.extend([0x88, 0xb5]);
+        bytes.extend(tell.to_le_bytes());
+        let mut n = tell as u8;
+        bytes.resize_with(len.max(18), || {
+            n = n.wrapping_mul(5).wrapping_add(3);
+            n
+        });
+        bytes
+    }
+
+    fn settle(exchange: &mut Exchange<'_, World>) {
+        while exchange.round() {}
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// Each frame is where it belongs: with the host that it is for, or, as long as nobody knows
+        /// where that is, with all others; whole, and in the order of its sender. Every request is
+        /// answered once, and no memory is lost.
+        #[test]
+        fn frames_are_where_they_belong(
+            steps in proptest::collection::vec(
+                (0usize..4, 0usize..6, 18usize..9014, 1000usize..=4000, any::<bool>()), 1..60)
+        ) {
+            let world = world(200);
+            let machine = machine(&world);
+            let mut exchange = exchange(&machine, 5);
+            let mut hosts: Vec<Host> = (0..4).map(|port| Host::new(&mut exchange, port, 250)).collect();
+            let mut known = [false; 4];
+            let mut wanted = vec![Vec::new(); 4];
+            for (n, (from, to, len, cut, round)) in steps.into_iter().enumerate() {
+                // 4 is a stranger, 5 everybody.
+                let target = if to == 5 { [0xff; 6] } else { address(to) };
+                let bytes = frame(target, from, len, n as u32);
+                hosts[from].send(&bytes, cut, 0);
+                exchange.event(hosts[from].event());
+                // One at a time, or two that come in together: whoever is asked first is not said.
+                settle(&mut exchange);
+                known[from] = true;
+                for (port, list) in wanted.iter_mut().enumerate() {
+                    let flood = to >= 4 || !known[to];
+                    if port != from && (flood || port == to) {
+                        list.push(bytes.clone());
+                    }
+                }
+                if round {
+                    for (host, wanted) in hosts.iter_mut().zip(&mut wanted) {
+                        let got: Vec<_> = host.frames().into_iter().map(|(bytes, _)| bytes).collect();
+                        prop_assert_eq!(got.len(), wanted.len());
+                        prop_assert!(got == *wanted);
+                        wanted.clear();
+                        let room = 250 - host.asked.len() as u64;
+                        host.offer((0..room).map(|n| 1000 + n));
+                        exchange.event(host.event());
+                        prop_assert!(host.answers().iter().all(|status| *status == Status::OKAY));
+                    }
+                }
+            }
+            for (port, host) in hosts.iter_mut().enumerate() {
+                host.answers();
+                prop_assert_eq!(host.answered, host.sent);
+                exchange.fabric.detach(port);
+            }
+            prop_assert_eq!(exchange.fabric.pool().available(), exchange.fabric.pool().total());
+        }
+    }
+
+    #[test]
+    fn many_frames_take_two_calls_and_hosts_are_woken_once() {
+        let world = world(200);
+        let machine = machine(&world);
+        let mut exchange = exchange(&machine, 2);
+        let [mut a, mut b] = [0, 1].map(|port| Host::new(&mut exchange, port, 250));
+        assert!(!exchange.round() && exchange.arm());
+        for n in 0..60 {
+            a.send(&frame(address(1), 0, 1514, n), 2000, 0);
+        }
+        exchange.event(a.event());
+        settle(&mut exchange);
+        assert_eq!((b.frames().len(), world.calls.get()), (60, 2));
+        assert_eq!(a.answers(), [Status::OKAY; 60]);
+        assert_eq!(world.notified.borrow().values().copied().collect::<Vec<_>>(), [1, 1]);
+        let counters = exchange.fabric.counters(0).unwrap();
+        assert_eq!((counters.rx_frames, counters.rx_bytes), (60, 60 * 1514));
+    }
+
+    #[test]
+    fn a_delay_is_kept_to_the_nanosecond_and_slept_through() {
+        let world = world(20);
+        let machine = machine(&world);
+        let mut exchange = exchange(&machine, 2);
+        let [mut a, mut b] = [0, 1].map(|port| Host::new(&mut exchange, port, 20));
+        let spec = |ms| PortSpec { delay: Span::ms(ms), ..PortSpec::IDEAL };
+        exchange.fabric.configure(0, 0, Direction::Ingress, spec(3)).unwrap();
+        exchange.fabric.configure(0, 1, Direction::Egress, spec(4)).unwrap();
+        a.send(&frame(address(1), 0, 60, 1), 100, 0);
+        let before = exchange.now();
+        settle(&mut exchange);
+        let after = exchange.now();
+        let at = exchange.deadline();
+        assert!((before + 3_000_000..=after + 3_000_000).contains(&at), "{before} {at} {after}");
+        while exchange.now() < at + 4_000_000 {
+            settle(&mut exchange);
+            assert_eq!(b.frames().len(), 0);
+            let deadline = exchange.deadline();
+            // First the end of the one delay, then that of the other: late as this processor is.
+            assert!(deadline == at || deadline == at + 4_000_000);
+            machine.xen.poll_until(&[], deadline).unwrap();
+        }
+        settle(&mut exchange);
+        assert_eq!((b.frames().len(), exchange.deadline()), (1, u64::MAX));
+    }
+
+    #[test]
+    fn a_host_without_room_gets_its_frames_later_and_only_so_many() {
+        let world = world(600);
+        let machine = machine(&world);
+        let mut exchange = exchange(&machine, 2);
+        let [mut a, mut b] = [0, 1].map(|port| Host::new(&mut exchange, port, 3));
+        let extra = 20;
+        for n in 0..(3 + OUT_MAX + extra) as u32 {
+            a.send(&frame(address(1), 0, 60, n), 100, 0);
+            if n % 100 == 0 {
+                exchange.event(a.event());
+                settle(&mut exchange);
+                a.answers();
+            }
+        }
+        exchange.event(a.event());
+        settle(&mut exchange);
+        assert_eq!((b.frames().len(), exchange.arm()), (3, true));
+        let mut got = 0;
+        while got < OUT_MAX {
+            b.offer(0..200.min((OUT_MAX - got) as u64));
+            exchange.event(b.event());
+            settle(&mut exchange);
+            for (bytes, _) in b.frames() {
+                assert_eq!(bytes[14..18], (3 + got as u32).to_le_bytes(), "in order");
+                got += 1;
+            }
+        }
+        assert_eq!(exchange.fabric.counters(1).unwrap().host_full, extra as u64);
+        assert_eq!(exchange.fabric.pool().available(), exchange.fabric.pool().total());
+    }
+
+    #[test]
+    fn a_page_that_is_not_granted_costs_its_frame_only() {
+        let world = world(20);
+        let machine = machine(&world);
+        let mut exchange = exchange(&machine, 2);
+        let [mut a, mut b] = [0, 1].map(|port| Host::new(&mut exchange, port, 10));
+        for n in 0..3 {
+            a.send(&frame(address(1), 0, 60, n), 100, 0);
+        }
+        world.granted.borrow_mut().remove(&(a.dom, 101));
+        settle(&mut exchange);
+        assert_eq!(a.answers(), [Status::OKAY, Status::ERROR, Status::OKAY]);
+        assert_eq!((b.frames().len(), exchange.device_counters(0).faults), (2, 1));
+        assert_eq!(exchange.fabric.pool().available(), exchange.fabric.pool().total());
+    }
+
+    #[test]
+    fn memory_that_is_full_drops_and_counts() {
+        let world = world(2);
+        let machine = machine(&world);
+        let mut exchange = exchange(&machine, 2);
+        let [mut a, mut b] = [0, 1].map(|port| Host::new(&mut exchange, port, 10));
+        for n in 0..6 {
+            a.send(&frame(address(1), 0, 60, n), 100, 0);
+        }
+        settle(&mut exchange);
+        let answers = a.answers();
+        assert_eq!(answers.iter().filter(|status| **status == Status::DROPPED).count(), 2);
+        assert_eq!((b.frames().len(), exchange.fabric.counters(0).unwrap().no_memory), (4, 2));
+    }
+
+    #[test]
+    fn flags_of_sums_are_passed_on() {
+        let world = world(20);
+        let machine = machine(&world);
+        let mut exchange = exchange(&machine, 2);
+        let [mut a, mut b] = [0, 1].map(|port| Host::new(&mut exchange, port, 10));
+        let both = tx_flags::CSUM_BLANK | tx_flags::DATA_VALIDATED;
+        for flags in [0, both, tx_flags::DATA_VALIDATED] {
+            a.send(&frame(address(1), 0, 60, 0), 100, flags);
+        }
+        settle(&mut exchange);
+        let flags: Vec<u16> = b.frames().into_iter().map(|(_, flags)| flags).collect();
+        let both = rx_flags::CSUM_BLANK | rx_flags::DATA_VALIDATED;
+        assert_eq!(flags, [0, both, rx_flags::DATA_VALIDATED]);
     }
 }

@@ -110,8 +110,6 @@ pub struct Switch<'a, X, L> {
     channels: Vec<Port>,
     heap_free: fn() -> usize,
     sleeps: u64,
-    /// The model's fingerprint, once somebody has asked for it.
-    trace: Option<u64>,
 }
 
 impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
@@ -135,7 +133,6 @@ impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
             channels: Vec::new(),
             heap_free,
             sleeps: 0,
-            trace: None,
         }
     }
 
@@ -262,8 +259,7 @@ impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
     fn answer(&mut self) -> Result<(), End<L::Error>> {
         let now = self.exchange.now();
         let stations = self.exchange.fabric.fdb().known(now) as u64;
-        let Self { store, exchange, control, heap_free, sleeps, trace, .. } = self;
-        let trace = *trace.get_or_insert_with(switch_model::reference_trace);
+        let Self { store, exchange, control, heap_free, sleeps, .. } = self;
         let (work, pool) = (exchange.work(), exchange.fabric.pool());
         let switch = || SwitchCounters {
             virtual_ns: now,
@@ -277,7 +273,6 @@ impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
             pool_total: pool.total(),
             grants: 0,
             heap_free: heap_free() as u64,
-            reference_trace: trace,
         };
         let device = |port| exchange.device_counters(port);
         Ok(control.answer(store, &exchange.fabric, device, switch)?)
