@@ -426,8 +426,15 @@ impl<'a> Backend<'a> {
             1 | 2 => 1 + bytes.below(4),
             _ => 1,
         };
+        // So much that its sum does not fit into 16 bits.
+        let wraps = !honest && bytes.one_in(4);
+        let count = if wraps { 17 + count % 2 } else { count };
         let sizes: Vec<u16> = (0..count)
-            .map(|_| if honest { 14 + bytes.size() % 2000 } else { bytes.size() })
+            .map(|_| match (honest, wraps) {
+                (true, _) => 14 + bytes.size() % 2000,
+                (_, true) => 4095 + u16::from(bytes.byte() % 2),
+                _ => bytes.size(),
+            })
             .collect();
         let extras = if bytes.one_in(16) { 1 + bytes.below(3) } else { 0 };
         if honest && self.tx.room(RSP_PROD).wrapping_add(RING) < (count + extras) as u32 {
@@ -439,7 +446,7 @@ impl<'a> Backend<'a> {
             flags |= u16::from(bytes.byte() % 4);
             let total = sizes.iter().fold(0u16, |sum, size| sum.wrapping_add(*size));
             let size = if n == 0 { total } else { *size };
-            let offset = if honest { 0 } else { bytes.size() };
+            let offset = if honest || wraps { 0 } else { bytes.size() };
             let id = u16::from(bytes.byte());
             let request = TxRequest { gref: bytes.half().into(), offset, flags, id, size };
             self.tx.push(TX, <[u32; TX]>::from(request));
@@ -647,7 +654,9 @@ fn attack_back(bytes: &Source, report: &mut Report, neighbour: &mut Neighbour) {
     while !bytes.borrow().data.is_empty() {
         let op = bytes.borrow_mut().byte() % 16;
         report.steps += 1;
-        if let Err(fault) = back.step(op, report) {
+        let stepped = back.step(op, report);
+        assert!(back.engine.owed_tx() <= RING && back.engine.owed_rx() <= RING);
+        if let Err(fault) = stepped {
             report.fault(fault);
             back.is_dead(fault);
             neighbour.lives(report);
@@ -788,14 +797,17 @@ impl<'a> Frontend<'a> {
         self.rx.show(RSP_PROD);
     }
 
+    /// An answer to what was not asked is a fault, and nothing else is that fault.
     fn note_answers(&mut self, fault: Option<Fault>) {
+        let (mut unasked, asked) = (Vec::new(), &mut self.asked);
         for word in self.tx.read() {
             let id = word as u16;
-            let asked = self.asked.get_mut(usize::from(id));
-            if !asked.is_some_and(std::mem::take) {
-                assert_eq!(fault, Some(Fault::NotAsked(id)));
+            if !asked.get_mut(usize::from(id)).is_some_and(std::mem::take) {
+                unasked.push(Fault::NotAsked(id));
             }
         }
+        let fault = fault.filter(|fault| matches!(fault, Fault::NotAsked(_)));
+        assert_eq!(unasked, Vec::from_iter(fault));
     }
 
     fn send(&mut self, report: &mut Report) -> Result<(), Fault> {
@@ -842,8 +854,12 @@ impl<'a> Frontend<'a> {
         assert_eq!(total, refused as u64, "each refused frame is counted once");
         if let Some(frame) = frame {
             let chain = &chains[refused];
-            let sizes = chain.data.iter().map(|at| RxResponse::from(slots[*at]).status);
-            let sum: i64 = sizes.map(i64::from).sum();
+            let mut sum = 0;
+            for at in &chain.data {
+                let RxResponse { offset, status, .. } = slots[*at].into();
+                assert!(status >= 0 && i64::from(offset) + i64::from(status) <= 4096);
+                sum += i64::from(status);
+            }
             assert_eq!((i64::from(frame.total()), chain.extras), (sum, 0));
             assert!((14..=LONGEST).contains(&frame.total()));
             let mut copy = vec![0; usize::from(frame.total()) + 1];
@@ -866,6 +882,8 @@ impl<'a> Frontend<'a> {
         let (frame, _) = self.held.swap_remove(which);
         self.engine.recycle(frame);
         self.note_requests();
+        let held: usize = self.held.iter().map(|(_, ids)| ids.len()).sum();
+        assert_eq!(self.posted.len() + held, N, "a page is lost");
         report.count("front: frame recycled");
     }
 

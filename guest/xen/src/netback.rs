@@ -134,7 +134,8 @@ impl<M: Memory> Netback<M> {
         result.map_err(|fault| self.give_up(fault.into()))
     }
 
-    /// Takes the next frame that the frontend wants to send. What is refused is answered at once.
+    /// Takes the next frame that the frontend wants to send. What is refused is answered at once, so
+    /// [`Self::publish`] after it even if there is no frame.
     ///
     /// However fast the frontend is, it cannot keep a caller in here for more than a ring of frames
     /// that are refused.

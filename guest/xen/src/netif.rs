@@ -554,6 +554,11 @@ mod tests {
         assert!(take(&[slot(0, 5000, more), slot(0, 904, 0)]).is_ok());
         assert_eq!(take(&[slot(0, 59, more), slot(0, 60, 0)]), Err(Fault::TooMuch));
         assert_eq!(take(&[slot(0, 60, more), slot(0, 0, 0)]), Err(Fault::Empty));
+        // 73728 bytes, which 16 bits take for 8192.
+        let mut wraps = vec![slot(0, 4096, more); 17];
+        wraps.insert(0, slot(0, 8192, more));
+        wraps[17] = slot(0, 4096, 0);
+        assert_eq!(take(&wraps), Err(Fault::TooMuch));
         assert_eq!(
             take(&[slot(65535, 65535, 0)]).map(drop),
             Err(Fault::CrossesPage { offset: 65535, size: 65535 })
