@@ -4,9 +4,10 @@
 //! The fuzz target and an ordinary test share it.
 
 use switch_model::{
-    Chance, CodelSpec, CutThroughSpec, DropReason, Event, Few, Frame, Frames, Framing, Jitter,
-    Loss, ParetoIndex, PolicerSpec, Port, PortConfig, PortSpec, Probability, ProcessorSpec, Rate,
-    RedSpec, Scheduled, Scheduler, Size, Slot, SlotsSpec, Span, Verdict,
+    Chance, CodelSpec, Counters, CutThroughSpec, DropReason, Egress, Event, Few, Frame, Frames,
+    Framing, Jitter, Loss, ParetoIndex, PolicerSpec, Port, PortConfig, PortSpec, Probability,
+    ProcessorSpec, Rate, RedSpec, Scheduled, Scheduler, SharedBuffer, Size, Slot, SlotsSpec, Span,
+    Switch, Verdict,
 };
 
 /// Bytes, and zeroes behind them.
@@ -151,25 +152,60 @@ enum Any<'a> {
     Scheduled(Scheduled<&'a PortConfig, Vec<Slot>, 3>),
 }
 
-impl Any<'_> {
-    fn pop(&mut self, now: u64) -> Option<Event> {
-        match self {
-            Self::Fifo(port) => port.pop_due(now).map(Event::Deliver),
-            Self::Scheduled(port) => port.pop_due(now),
+/// Does `$do` to whatever kind of port `$any` is.
+macro_rules! either {
+    ($any:expr, $port:ident => $do:expr) => {
+        match $any {
+            Any::Fifo($port) => $do,
+            Any::Scheduled($port) => $do,
+        }
+    };
+}
+
+impl Egress for Any<'_> {
+    fn offer_within(&mut self, now: u64, frame: Frame, share: u64) -> Verdict {
+        either!(self, port => port.offer_within(now, frame, share))
+    }
+    fn pop_due(&mut self, now: u64) -> Option<Event> {
+        either!(self, port => Egress::pop_due(port, now))
+    }
+    fn next_deadline(&self) -> Option<u64> {
+        either!(self, port => port.next_deadline())
+    }
+    fn next_departure(&self) -> Option<u64> {
+        either!(self, port => port.next_departure())
+    }
+    fn settle(&mut self, now: u64) {
+        either!(self, port => port.settle(now));
+    }
+    fn buffered_bytes(&self) -> u32 {
+        either!(self, port => port.buffered().1)
+    }
+    fn counters(&self) -> Counters {
+        either!(self, port => port.counters())
+    }
+}
+
+impl<'a> Any<'a> {
+    fn new(config: &'a PortConfig, seed: u64, slots: usize, fifo: bool) -> Option<Self> {
+        let memory = || vec![Slot::EMPTY; slots];
+        match config.is_fifo() && fifo {
+            true => Port::new(config, seed, memory()).map(Self::Fifo).ok(),
+            false => Scheduled::new(config, seed, memory(), memory()).map(Self::Scheduled).ok(),
         }
     }
 
-    fn deadline(&self) -> Option<u64> {
-        match self {
-            Self::Fifo(port) => port.next_deadline(),
-            Self::Scheduled(port) => port.next_deadline(),
-        }
+    /// Refuses what does not suit it.
+    fn reconfigure(&mut self, now: u64, config: &'a PortConfig) -> bool {
+        either!(self, port => port.reconfigure(now, config).is_ok())
     }
 
     fn check(&self, offered: u64) {
-        let (counters, waiting, on_line) = match self {
-            Self::Fifo(port) => (port.counters(), 0, port.on_line()),
-            Self::Scheduled(port) => (port.counters(), port.waiting(), port.on_line()),
+        let counters = self.counters();
+        let on_line = either!(self, port => port.on_line());
+        let waiting = match self {
+            Self::Fifo(_) => 0,
+            Self::Scheduled(port) => port.waiting(),
         };
         assert_eq!(counters.offered, offered);
         assert_eq!(counters.offered, counters.sent + u64::from(waiting) + counters.refused());
@@ -178,69 +214,85 @@ impl Any<'_> {
     }
 }
 
+/// A frame with every property, and the verdict on it.
+fn offer(b: &mut Bytes, tag: u64, to: impl FnOnce(Frame) -> Verdict) {
+    let frame = Frame {
+        class: b.byte(),
+        cost: b.byte(),
+        ecn: b.yes(),
+        flood: b.yes(),
+        phase_ps: u16::from(b.byte()) * 5,
+        ..Frame::new(tag as u32, b.number() as u32 % 70_000)
+    };
+    if let Verdict::Deliver(fate) = to(frame) {
+        assert!(fate.duplicate_at.is_none_or(|copy| copy >= fate.deliver_at));
+        assert!(fate.corrupt_bit.is_none_or(|bit| bit < frame.len * 8));
+    }
+}
+
+/// What a step does to the time, if it is one that does.
+fn pass(step: u8, now: u64, b: &mut Bytes) -> u64 {
+    match step {
+        0 => b.number(),
+        1 | 2 => now.saturating_add(b.number()),
+        _ => now,
+    }
+}
+
+fn not_late(event: &Event, now: u64) {
+    if let Event::Deliver(delivery) = event {
+        assert!(delivery.at <= now);
+        assert!(delivery.corrupt_bit(1).is_none_or(|bit| bit < 8));
+    }
+}
+
 /// Lives through what `data` says; gives the number of frames that it offered.
 pub fn drive(data: &[u8]) -> u64 {
     if let Ok(text) = core::str::from_utf8(data) {
         let _ = (text.parse::<Rate>(), text.parse::<Span>(), text.parse::<Size>());
         let _ = (text.parse::<Frames>(), text.parse::<Probability>(), text.parse::<ParetoIndex>());
+        #[cfg(feature = "serde")]
+        let _ = PortSpec::IDEAL.with_settings(text.lines().filter_map(|line| line.split_once('=')));
     }
     let mut b = Bytes(data);
     let seed = b.number();
     let slots = 1usize << (b.byte() % 8);
-    let memory = || vec![Slot::EMPTY; slots];
     let (first, second) = (spec(&mut b).build(), spec(&mut b).build());
     let Ok(first) = first.or_else(|_| PortSpec::IDEAL.build()) else { return 0 };
-    let port = match first.is_fifo() && b.yes() {
-        true => Port::new(&first, seed, memory()).map(Any::Fifo),
-        false => Scheduled::new(&first, seed, memory(), memory()).map(Any::Scheduled),
-    };
-    let Ok(mut port) = port else { return 0 };
+    let second = second.as_ref().unwrap_or(&first);
+    match b.byte() % 8 {
+        0 => ports::<2>(&mut b, seed, slots, &first, second),
+        1 => ports::<5>(&mut b, seed, slots, &first, second),
+        2 => ports::<70>(&mut b, seed, slots, &first, second),
+        _ => port(&mut b, seed, slots, &first, second),
+    }
+}
+
+/// One port.
+fn port(b: &mut Bytes, seed: u64, slots: usize, first: &PortConfig, second: &PortConfig) -> u64 {
+    let Some(mut port) = Any::new(first, seed, slots, b.yes()) else { return 0 };
     let (mut now, mut offered, mut last) = (0u64, 0u64, 0u64);
     while !b.0.is_empty() {
         match b.byte() % 8 {
-            0 => now = b.number(),
-            1 | 2 => now = now.saturating_add(b.number()),
+            step @ 0..=2 => now = pass(step, now, b),
             3 => {
-                while let Some(event) = port.pop(now) {
-                    if let Event::Deliver(delivery) = event {
-                        assert!(delivery.at <= now);
-                        assert!(delivery.corrupt_bit(1).is_none_or(|bit| bit < 8));
-                    }
+                while let Some(event) = port.pop_due(now) {
+                    not_late(&event, now);
                 }
             }
             4 => {
-                if let Ok(second) = &second {
-                    let _ = match &mut port {
-                        Any::Fifo(port) => port.reconfigure(now, second).is_ok(),
-                        Any::Scheduled(port) => port.reconfigure(now, second).is_ok(),
-                    };
-                }
+                port.reconfigure(now, second);
             }
             _ => {
-                let frame = Frame {
-                    class: b.byte(),
-                    cost: b.byte(),
-                    ecn: b.yes(),
-                    flood: b.yes(),
-                    phase_ps: u16::from(b.byte()) * 5,
-                    ..Frame::new(offered as u32, b.number() as u32 % 70_000)
-                };
+                offer(b, offered, |frame| port.offer_within(now, frame, u64::MAX));
                 offered += 1;
-                let verdict = match &mut port {
-                    Any::Fifo(port) => port.offer(now, frame),
-                    Any::Scheduled(port) => port.offer(now, frame),
-                };
-                if let Verdict::Deliver(fate) = verdict {
-                    assert!(fate.duplicate_at.is_none_or(|copy| copy >= fate.deliver_at));
-                    assert!(fate.corrupt_bit.is_none_or(|bit| bit < frame.len * 8));
-                }
             }
         }
         port.check(offered);
     }
     // It comes to an end, in the order of time.
-    while let Some(deadline) = port.deadline() {
-        while let Some(event) = port.pop(deadline) {
+    while let Some(deadline) = port.next_deadline() {
+        while let Some(event) = port.pop_due(deadline) {
             if let Event::Deliver(delivery) = event {
                 assert!(delivery.at >= last && delivery.at <= deadline);
                 last = delivery.at;
@@ -249,4 +301,79 @@ pub fn drive(data: &[u8]) -> u64 {
         port.check(offered);
     }
     offered
+}
+
+/// A switch of ports of both descriptions and kinds, which share a buffer or do not.
+fn ports<const N: usize>(
+    b: &mut Bytes,
+    seed: u64,
+    slots: usize,
+    first: &PortConfig,
+    second: &PortConfig,
+) -> u64 {
+    let buffer = b.maybe(|b| SharedBuffer {
+        size: b.size(),
+        alpha_num: u32::from(b.byte()),
+        alpha_den: u32::from(b.byte()),
+    });
+    let (kinds, fifo) = (b.byte(), b.yes());
+    let all: Option<Vec<_>> = (0..N)
+        .map(|i| {
+            let config = if kinds >> (i % 8) & 1 == 0 { first } else { second };
+            Any::new(config, seed + i as u64, slots, fifo)
+        })
+        .collect();
+    let Some(Ok(all)) = all.map(<[Any; N]>::try_from) else { return 0 };
+    let Ok(mut switch) = Switch::new(all, buffer) else { return 0 };
+    let (mut now, mut offered, mut last) = (0u64, [0u64; N], 0u64);
+    while !b.0.is_empty() {
+        match b.byte() % 8 {
+            step @ 0..=2 => now = pass(step, now, b),
+            3 => {
+                while let Some((port, event)) = switch.pop_due(now) {
+                    assert!(port < N);
+                    not_late(&event, now);
+                }
+            }
+            4 => {
+                let port = usize::from(b.byte()) % N;
+                switch.with_port(port, |port| port.reconfigure(now, second));
+            }
+            _ => {
+                let port = usize::from(b.byte()) % N;
+                offer(b, offered[port], |frame| switch.offer(now, port, frame));
+                offered[port] += 1;
+            }
+        }
+        check_switch(&switch, &offered, buffer);
+    }
+    while let Some(deadline) = switch.next_deadline() {
+        while let Some((_, event)) = switch.pop_due(deadline) {
+            if let Event::Deliver(delivery) = event {
+                assert!(delivery.at >= last && delivery.at <= deadline);
+                last = delivery.at;
+            }
+        }
+    }
+    check_switch(&switch, &offered, buffer);
+    offered.iter().sum()
+}
+
+fn check_switch<const N: usize>(
+    switch: &Switch<Any, N>,
+    offered: &[u64; N],
+    buffer: Option<SharedBuffer>,
+) {
+    for (port, offered) in switch.ports().iter().zip(offered) {
+        port.check(*offered);
+    }
+    let first = switch.ports().iter().filter_map(Any::next_deadline).min();
+    assert_eq!(switch.next_deadline(), first);
+    if let Some(buffer) = buffer {
+        let sum: u64 = switch.ports().iter().map(|port| u64::from(port.buffered_bytes())).sum();
+        assert_eq!(switch.used(), sum);
+        // A frame on the slow path enters later than its share was judged.
+        let direct = |port: &Any| matches!(port, Any::Fifo(_));
+        assert!(sum <= buffer.size.as_bytes() || !switch.ports().iter().all(direct));
+    }
 }

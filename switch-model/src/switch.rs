@@ -176,7 +176,9 @@ impl<P: Egress, const N: usize> Switch<P, N> {
         let (deadlines, departures) = (Index::new(), Index::new());
         let mut switch = Self { ports, deadlines, departures, shared: buffer, used: 0 };
         for port in 0..N {
-            switch.used += u64::from(switch.ports[port].buffered_bytes());
+            if buffer.is_some() {
+                switch.used += u64::from(switch.ports[port].buffered_bytes());
+            }
             switch.refresh(port);
         }
         Ok(switch)
@@ -276,7 +278,9 @@ impl<P: Egress, const N: usize> Switch<P, N> {
     pub fn with_port<T>(&mut self, port: usize, change: impl FnOnce(&mut P) -> T) -> T {
         let before = self.ports[port].buffered_bytes();
         let answer = change(&mut self.ports[port]);
-        self.account(port, before);
+        if self.shared.is_some() {
+            self.account(port, before);
+        }
         self.refresh(port);
         answer
     }
