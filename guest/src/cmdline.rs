@@ -48,6 +48,8 @@ pub enum Task {
     WatchdogBite,
     /// `test=cost`.
     Cost,
+    /// `test=model`.
+    Model,
     /// `role=switch`: for ever, until the domain is shut down.
     Switch,
 }
@@ -90,7 +92,7 @@ impl fmt::Display for CmdlineError<'_> {
             Self::UnknownTest(name) => {
                 write!(
                     f,
-                    "test={name}: the tests are `clocks`, `paths`, `changes`, `watchdog-bite` and `cost`"
+                    "test={name}: the tests are `clocks`, `paths`, `changes`, `watchdog-bite`, `cost` and `model`"
                 )
             }
             Self::UnknownRole(name) => write!(f, "role={name}: the only role is `switch`"),
@@ -152,6 +154,7 @@ pub fn parse(line: &str) -> Result<Task, CmdlineError<'_>> {
         }
         Some("watchdog-bite") => Ok(Task::WatchdogBite),
         Some("cost") => Ok(Task::Cost),
+        Some("model") => Ok(Task::Model),
         Some(name) => Err(CmdlineError::UnknownTest(name)),
     }
 }
@@ -172,6 +175,7 @@ mod tests {
         assert_eq!(parse("test=changes span_ns=5000000 seed=3"), Ok(Task::Changes(changes)));
         assert_eq!(parse("test=watchdog-bite"), Ok(Task::WatchdogBite));
         assert_eq!(parse("test=cost"), Ok(Task::Cost));
+        assert_eq!(parse("test=model"), Ok(Task::Model));
         assert_eq!(parse("role=switch ports=4 port.0.rate=1Gbit/s"), Ok(Task::Switch));
         assert_eq!(parse(""), Ok(Task::Demo));
     }
@@ -188,7 +192,7 @@ mod tests {
         for (line, sentence) in [
             (
                 "test=clock",
-                "test=clock: the tests are `clocks`, `paths`, `changes`, `watchdog-bite` and `cost`",
+                "test=clock: the tests are `clocks`, `paths`, `changes`, `watchdog-bite`, `cost` and `model`",
             ),
             ("role=router", "role=router: the only role is `switch`"),
             ("seed=-1", "seed=-1: expected a decimal number below 2^64"),

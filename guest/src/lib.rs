@@ -16,6 +16,7 @@ pub mod cost;
 #[cfg(test)]
 mod fake;
 pub mod machine;
+pub mod model;
 pub mod paging;
 pub mod paths;
 pub mod probe;

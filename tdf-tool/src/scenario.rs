@@ -71,6 +71,8 @@ pub enum Test {
     Changes,
     /// Sets a watchdog and lets it bite.
     WatchdogBite,
+    /// Runs the reference trace of the switch's model.
+    Model,
     /// It has none: it is a switch or a host in a network.
     Net,
 }
@@ -82,6 +84,7 @@ impl fmt::Display for Test {
             Self::Paths => "paths",
             Self::Changes => "changes",
             Self::WatchdogBite => "watchdog-bite",
+            Self::Model => "model",
             Self::Net => "net",
         })
     }
@@ -629,12 +632,18 @@ fn domain_of(
         }
         Test::Changes if changes.is_none() => mistakes
             .push(format!("domain {name:?}: test = \"changes\", but no [[change]] names it")),
-        Test::Clocks | Test::Paths | Test::WatchdogBite if changes.is_some() && !own => mistakes
-            .push(format!("domain {name:?}: a [[change]] names it: write test = \"changes\"")),
-        Test::Paths | Test::WatchdogBite if kind == Kind::Linux => mistakes.push(format!(
-            "domain {name:?}: test = \"{}\" is for our kernel: Linux cannot try it",
-            raw.test
-        )),
+        Test::Clocks | Test::Paths | Test::WatchdogBite | Test::Model
+            if changes.is_some() && !own =>
+        {
+            mistakes
+                .push(format!("domain {name:?}: a [[change]] names it: write test = \"changes\""))
+        }
+        Test::Paths | Test::WatchdogBite | Test::Model if kind == Kind::Linux => {
+            mistakes.push(format!(
+                "domain {name:?}: test = \"{}\" is for our kernel: Linux cannot try it",
+                raw.test
+            ))
+        }
         _ => {}
     }
     if mistakes.len() > before {

@@ -26,6 +26,8 @@ pub(crate) const NATIVE_PATHS: [&str; 1] = ["P18"];
 const DOMAIN_PATHS: [&str; 1] = ["P13"];
 /// What a watchdog that bites leaves.
 const BITE: (&str, &str) = ("P13", "unpetted");
+/// The row of the switch's model.
+const MODEL: (&str, &str) = ("MODEL", "reference_trace");
 
 /// What our kernel says after changes.
 pub(crate) const GUEST_CHANGES: [(&str, &str); 5] = [
@@ -219,6 +221,7 @@ pub(crate) fn wanted_paths(domain: &Domain) -> Vec<(&'static str, &'static str, 
     match (&domain.kind, domain.test) {
         (Kind::Config(_), _) | (_, Test::Clocks | Test::Net) => Vec::new(),
         (_, Test::WatchdogBite) => on_first(&[BITE]),
+        (_, Test::Model) => on_first(&[MODEL]),
         (Kind::Linux, _) => on_first(&probe::CHANGES),
         (Kind::Guest, Test::Changes) => on_first(&GUEST_CHANGES),
         (Kind::Guest, Test::Paths) => {

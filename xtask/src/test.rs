@@ -144,7 +144,7 @@ impl Tests {
                 passes(&lab::run(&options)?)
             });
         }
-        for scenario in ["paths", "changes"] {
+        for scenario in ["paths", "changes", "model"] {
             tally.case(&format!("lab: {scenario}"), || passes(&lab::run(&self.options(scenario))?));
         }
         tally.case("lab: commands typed in dom0", || {

@@ -19,7 +19,7 @@ use tdf_guest::clocks;
 use tdf_guest::cmdline::{self, Task};
 use tdf_guest::machine::{Cpu, Machine, Via};
 use tdf_guest::switch::options::Options;
-use tdf_guest::{changes, cost, paths, probe};
+use tdf_guest::{changes, cost, model, paths, probe};
 use tdf_xen::abi::{SIF_INITDOMAIN, Vcpu, start_info};
 use tdf_xen::hypercall::{Shutdown, Xen};
 
@@ -92,6 +92,9 @@ extern "C" fn start(info: *mut start_info) -> ! {
         }
         Ok(Task::Cost) => {
             cost::run(machine, &vcpus(machine, info), &mut console::Raw);
+        }
+        Ok(Task::Model) => {
+            model::run(&mut console::Raw);
         }
         Ok(Task::Switch) => match Options::parse(core::str::from_utf8(line).unwrap_or_default()) {
             // SAFETY: as above.
