@@ -16,7 +16,6 @@ use core::fmt;
 
 use spin::Mutex;
 use tdf_abi::{TDF_MAX, Tdf, TdfSample};
-use tdf_xen::abi::{RUNSTATE_OFFLINE, RUNSTATE_RUNNABLE};
 use tdf_xen::hypercall::{Hypercall, Xen};
 
 use crate::cmdline::ChangesOptions;
@@ -49,15 +48,50 @@ struct Seen {
     jumps: i64,
     early: i64,
     lost: i64,
+    /// Timers that were late because this vCPU was kept from running.
+    kept_waiting: i64,
     /// The first system time that was not where Xen says it is, between what it says.
     first_jump: Option<(i64, i64, i64)>,
+    /// The first timer that was lost.
+    first_lost: Option<Lost>,
+}
+
+/// A timer that did not fire in time; real and virtual time, ns.
+#[derive(Clone, Copy, Debug)]
+struct Lost {
+    /// How it was waited for.
+    how: &'static str,
+    armed: TdfSample,
+    deadline: i64,
+    seen: TdfSample,
+    /// Virtual time that was stolen meanwhile, where that counts.
+    stolen: i64,
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { how, armed, deadline, seen, stolen } = self;
+        write!(
+            f,
+            "{how}: armed for {deadline} when it was {} (real {}, TDF {}/{}), missed when it was {} \
+             (real {}, TDF {}/{}), {stolen} stolen",
+            armed.virt_ns,
+            armed.real_ns,
+            armed.num,
+            armed.den,
+            seen.virt_ns,
+            seen.real_ns,
+            seen.num,
+            seen.den
+        )
+    }
 }
 
 /// A timer that is armed.
 struct Armed {
     deadline: i64,
-    /// Real time when it was armed.
-    since: i64,
+    /// When it was armed.
+    since: TdfSample,
     /// Real time of the first sample at or after the deadline.
     due: Option<i64>,
     /// Whether it must have fired by now.
@@ -127,6 +161,19 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
         Ok(after)
     }
 
+    fn lost(
+        &mut self,
+        how: &'static str,
+        armed: &TdfSample,
+        deadline: i64,
+        seen: &TdfSample,
+        stolen: i64,
+    ) {
+        self.seen.lost += 1;
+        let (armed, seen) = (*armed, *seen);
+        self.seen.first_lost.get_or_insert(Lost { how, armed, deadline, seen, stolen });
+    }
+
     /// Whether the wait for the timer is over; counts what is wrong with it.
     fn is_over(&mut self, armed: &mut Armed) -> Result<bool, TestError> {
         // What is pending now was raised before the next sample: a vCPU that may
@@ -135,11 +182,13 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
         let now = self.read()?;
         if fired || armed.overdue {
             self.seen.early += i64::from(fired && now.virt_ns < armed.deadline);
-            self.seen.lost += i64::from(!fired);
+            if !fired {
+                self.lost("awake", &armed.since, armed.deadline, &now, 0);
+            }
             return Ok(true);
         }
         if now.virt_ns < armed.deadline {
-            return Ok(now.real_ns > armed.since + PATIENCE_REAL_NS);
+            return Ok(now.real_ns > armed.since.real_ns + PATIENCE_REAL_NS);
         }
         // From here on it is late, by real time that no change of the factor affects.
         let due = *armed.due.get_or_insert(now.real_ns);
@@ -153,18 +202,11 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
         let lead = self.random.next(LEAD_REAL_NS).cast_signed();
         let deadline = now.virt_ns.saturating_add(to_virtual_up(factor(&now)?, lead)).max(1);
         self.machine.arm(deadline, via)?;
-        let mut armed = Armed { deadline, since: now.real_ns, due: None, overdue: false };
+        let mut armed = Armed { deadline, since: now, due: None, overdue: false };
         while !self.is_over(&mut armed)? {}
         // One that was given up.
         self.machine.xen.stop_singleshot_timer(self.machine.vcpu)?;
         Ok(())
-    }
-
-    /// Virtual time for which this vCPU could have run and might not, because others did or because the
-    /// domain was paused for a change.
-    fn stolen(&self) -> Result<i64, TestError> {
-        let time = self.machine.xen.runstate(self.machine.vcpu)?.time_ns;
-        Ok(time[RUNSTATE_RUNNABLE].wrapping_add(time[RUNSTATE_OFFLINE]).cast_signed())
     }
 
     /// Sleeps, by the timer or (`by_poll`) by the timeout of the sleep itself.
@@ -176,7 +218,7 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
         let lead = to_virtual_up(factor(&now)?, self.random.next(LEAD_REAL_NS).cast_signed());
         let deadline = now.virt_ns.saturating_add(lead.min(NAP_NS));
         let latest = i64::from(TDF_MAX) * TIMER_SLACK_REAL_NS;
-        let stolen = self.stolen()?;
+        let stolen = self.machine.stolen_ns()?;
         if by_poll {
             self.machine.fired();
             self.machine.poll_timer(deadline)?;
@@ -184,10 +226,16 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
             self.machine.arm(deadline, Via::Singleshot)?;
             self.machine.poll_timer(deadline.saturating_add(2 * latest))?;
         }
-        let woken = self.read()?.virt_ns;
-        self.seen.early += i64::from(woken < deadline);
-        let stolen = self.stolen()?.wrapping_sub(stolen);
-        self.seen.lost += i64::from(woken > deadline.saturating_add(latest).saturating_add(stolen));
+        let woken = self.read()?;
+        self.seen.early += i64::from(woken.virt_ns < deadline);
+        let stolen = self.machine.stolen_ns()?.wrapping_sub(stolen);
+        let in_time = deadline.saturating_add(latest);
+        if woken.virt_ns > in_time && woken.virt_ns <= in_time.saturating_add(stolen) {
+            self.seen.kept_waiting += 1;
+        } else if woken.virt_ns > in_time {
+            let how = if by_poll { "polling" } else { "asleep" };
+            self.lost(how, &now, deadline, &woken, stolen);
+        }
         self.machine.xen.stop_singleshot_timer(self.machine.vcpu)?;
         Ok(())
     }
@@ -205,7 +253,7 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
         Ok(())
     }
 
-    fn rows(&self) -> [Row; 8] {
+    fn rows(&self) -> [Row; 9] {
         let row =
             |probe, value, bounds| Row::new(self.machine.vcpu, "CHANGES", probe, value, bounds);
         let some = 1..=i64::MAX;
@@ -215,6 +263,8 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
             row("jumps", self.seen.jumps, 0..=0),
             row("early_timers", self.seen.early, 0..=0),
             row("lost_timers", self.seen.lost, 0..=0),
+            // What dom0 does for a change, and other vCPUs, take that long now and then.
+            row("kept_waiting", self.seen.kept_waiting, 0..=i64::MAX),
             row("timers", self.seen.timers, some.clone()),
             row("reads", self.seen.reads, some),
             // Those that a sample showed; dom0 knows how many there were.
@@ -237,7 +287,7 @@ fn attempt<X: Hypercall + Cpu>(
     say(out, format_args!("changes begin"));
     let shared = LastSeen::new();
     let (rows, failed) = (Mutex::new(Vec::new()), Mutex::new(None));
-    let jumps = Mutex::new(Vec::new());
+    let (jumps, lost) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
     crew.run(true, &|machine| {
         let mut watch = Watch {
             machine,
@@ -257,6 +307,7 @@ fn attempt<X: Hypercall + Cpu>(
         }
         rows.lock().extend(watch.rows());
         jumps.lock().extend(watch.seen.first_jump.map(|jump| (machine.vcpu, jump)));
+        lost.lock().extend(watch.seen.first_lost.map(|lost| (machine.vcpu, lost)));
     })?;
     for (vcpu, (before, system, after)) in jumps.into_inner() {
         say(
@@ -265,6 +316,9 @@ fn attempt<X: Hypercall + Cpu>(
                 "system time of vCPU {vcpu} was {system} when Xen's was {before} to {after}"
             ),
         );
+    }
+    for (vcpu, lost) in lost.into_inner() {
+        say(out, format_args!("vCPU {vcpu} lost a timer, {lost}"));
     }
     let outcome = print(&rows.lock(), out);
     failed.into_inner().map_or(Ok(outcome), Err)

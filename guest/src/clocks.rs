@@ -157,13 +157,19 @@ impl<'m, X: Hypercall + Cpu> Run<'m, X> {
         Ok(system)
     }
 
-    /// Sleeps until `deadline`; real time just after.
-    fn sleep(&mut self, deadline: i64, via: Via) -> Result<i64, TestError> {
+    /// Sleeps until `deadline`; real time just after, and by how much that may be late.
+    ///
+    /// A vCPU that others keep from running knows nothing of its timer meanwhile.
+    fn sleep(&mut self, deadline: i64, via: Via) -> Result<(i64, i64), TestError> {
+        let stolen = self.machine.stolen_ns()?;
         self.machine.sleep_until(deadline, via)?;
         let real = self.real_ns()?;
+        let stolen = self.machine.stolen_ns()?.wrapping_sub(stolen).max(0);
+        let stolen = self.tdf.map_or(0, |tdf| tdf.to_real(stolen.into()));
+        let slack = TIMER_SLACK_REAL_NS.saturating_add(i64::try_from(stolen).unwrap_or(i64::MAX));
         let now = self.machine.system_time_ns();
         self.expect(now >= deadline - ROUNDING_NS, "a timer fires early");
-        Ok(real)
+        Ok((real, slack))
     }
 
     /// Sleeps until `target`, in slices, the last two of which are readings of the timers.
@@ -185,8 +191,8 @@ impl<'m, X: Hypercall + Cpu> Run<'m, X> {
             let deadline = now + target.saturating_sub(now) / parts;
             // A deadline that has passed would be late by no fault of the timer's.
             if deadline > now {
-                let real = self.sleep(deadline, via)?;
-                self.push(clock, real, real, deadline, TIMER_SLACK_REAL_NS);
+                let (real, slack) = self.sleep(deadline, via)?;
+                self.push(clock, real, real, deadline, slack);
                 self.follow_tsc()?;
             }
         }

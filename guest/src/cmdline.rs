@@ -33,6 +33,16 @@ pub struct ChangesOptions {
     pub seed: u64,
 }
 
+/// The `hostile` self-test's parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostileOptions {
+    /// `calls`: hypercalls that each vCPU makes.
+    pub calls: u64,
+    /// `seed`: of what they ask for.
+    pub seed: u64,
+}
+
+/// What the kernel does before it powers off.
 /// What the kernel does, before it powers off if that has an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Task {
@@ -44,6 +54,8 @@ pub enum Task {
     Paths,
     /// `test=changes`.
     Changes(ChangesOptions),
+    /// `test=hostile`.
+    Hostile(HostileOptions),
     /// `test=watchdog-bite`.
     WatchdogBite,
     /// `test=cost`.
@@ -54,6 +66,8 @@ pub enum Task {
     Switch,
 }
 
+/// Hypercalls of a hostile vCPU, unless told otherwise.
+const CALLS: u64 = 100_000;
 /// Most readings of a clock: they are kept in memory until the end.
 pub const SAMPLES_MAX: u32 = 1000;
 /// Longest span, ns: eleven days.
@@ -92,7 +106,7 @@ impl fmt::Display for CmdlineError<'_> {
             Self::UnknownTest(name) => {
                 write!(
                     f,
-                    "test={name}: the tests are `clocks`, `paths`, `changes`, `watchdog-bite`, `cost` and `model`"
+                    "test={name}: the tests are `clocks`, `paths`, `changes`, `hostile`, `watchdog-bite`, `cost` and `model`"
                 )
             }
             Self::UnknownRole(name) => write!(f, "role={name}: the only role is `switch`"),
@@ -122,12 +136,14 @@ fn number<'a, T: FromStr>(key: &'static str, value: &'a str) -> Result<T, Cmdlin
 pub fn parse(line: &str) -> Result<Task, CmdlineError<'_>> {
     let (mut test, mut role) = (None, None);
     let mut options = ClocksOptions::default();
+    let mut calls = CALLS;
     for word in line.split_ascii_whitespace() {
         match word.split_once('=') {
             Some(("test", value)) => test = Some(value),
             Some(("role", value)) => role = Some(value),
             Some(("span_ns", value)) => options.span_ns = number("span_ns", value)?,
             Some(("samples", value)) => options.samples = number("samples", value)?,
+            Some(("calls", value)) => calls = number("calls", value)?,
             Some(("seed", value)) => options.seed = number("seed", value)?,
             _ => {}
         }
@@ -152,6 +168,7 @@ pub fn parse(line: &str) -> Result<Task, CmdlineError<'_>> {
             let ClocksOptions { span_ns, seed, .. } = options;
             Ok(Task::Changes(ChangesOptions { span_ns, seed }))
         }
+        Some("hostile") => Ok(Task::Hostile(HostileOptions { calls, seed: options.seed })),
         Some("watchdog-bite") => Ok(Task::WatchdogBite),
         Some("cost") => Ok(Task::Cost),
         Some("model") => Ok(Task::Model),
@@ -173,6 +190,8 @@ mod tests {
         assert_eq!(parse("test=paths seed=1"), Ok(Task::Paths));
         let changes = ChangesOptions { span_ns: 5_000_000, seed: 3 };
         assert_eq!(parse("test=changes span_ns=5000000 seed=3"), Ok(Task::Changes(changes)));
+        let hostile = HostileOptions { calls: 7, seed: 3 };
+        assert_eq!(parse("test=hostile calls=7 seed=3"), Ok(Task::Hostile(hostile)));
         assert_eq!(parse("test=watchdog-bite"), Ok(Task::WatchdogBite));
         assert_eq!(parse("test=cost"), Ok(Task::Cost));
         assert_eq!(parse("test=model"), Ok(Task::Model));
@@ -192,7 +211,7 @@ mod tests {
         for (line, sentence) in [
             (
                 "test=clock",
-                "test=clock: the tests are `clocks`, `paths`, `changes`, `watchdog-bite`, `cost` and `model`",
+                "test=clock: the tests are `clocks`, `paths`, `changes`, `hostile`, `watchdog-bite`, `cost` and `model`",
             ),
             ("role=router", "role=router: the only role is `switch`"),
             ("seed=-1", "seed=-1: expected a decimal number below 2^64"),

@@ -15,6 +15,7 @@ pub mod console;
 pub mod cost;
 #[cfg(test)]
 mod fake;
+pub mod hostile;
 pub mod machine;
 pub mod model;
 pub mod paging;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The virtual machine as one of its vCPUs sees it: its clocks, its timer, and sleep.
 
-use tdf_xen::abi::{Port, VIRQ_TIMER, Vcpu};
+use tdf_xen::abi::{Port, RUNSTATE_OFFLINE, RUNSTATE_RUNNABLE, VIRQ_TIMER, Vcpu};
 use tdf_xen::clock::{TimeArea, TimeInfo, WallArea};
 use tdf_xen::evtchn::Events;
 use tdf_xen::hypercall::{Hypercall, Xen, XenError};
@@ -88,6 +88,16 @@ impl<'a, X: Hypercall + Cpu> Machine<'a, X> {
         self.wall_base_ns().saturating_add(self.system_time_ns())
     }
 
+    /// Virtual time for which this vCPU could have run and might not, because others did or because the
+    /// domain was paused, ns since the domain's beginning.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    pub fn stolen_ns(&self) -> Result<i64, XenError> {
+        let time = self.xen.runstate(self.vcpu)?.time_ns;
+        Ok(time[RUNSTATE_RUNNABLE].wrapping_add(time[RUNSTATE_OFFLINE]).cast_signed())
+    }
+
     /// Sleeps until the timer, armed through `via`, says that system time reached `deadline_ns`.
     ///
     /// Trusts the timer and looks at no clock: this is what the self-test measures.
@@ -130,7 +140,15 @@ impl<'a, X: Hypercall + Cpu> Machine<'a, X> {
     /// # Errors
     /// What Xen answers.
     pub fn poll_timer(&self, deadline_ns: i64) -> Result<(), XenError> {
-        self.xen.poll_until(&[self.timer], deadline_ns.max(1).cast_unsigned())
+        self.poll_timeout(deadline_ns.max(1).cast_unsigned())
+    }
+
+    /// As [`Self::poll_timer`], with whatever Xen takes for a timeout.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    pub fn poll_timeout(&self, timeout: u64) -> Result<(), XenError> {
+        self.xen.poll_until(&[self.timer], timeout)
     }
 
     /// Arms the timer, and forgets that it may have fired before.

@@ -92,6 +92,10 @@ pub(crate) fn configuration(
             domain.samples
         ),
     };
+    let calls = match domain.test {
+        Test::Hostile => format!("calls={} ", domain.calls),
+        _ => String::new(),
+    };
     let driver = match (&domain.kind, domain.test) {
         (Kind::Guest, Test::Net) => "driver_domain = 1\n",
         _ => "",
@@ -99,7 +103,7 @@ pub(crate) fn configuration(
     Some(format!(
         "# Written by tdf run. Change the scenario instead.\n\
          type = \"pv\"\nname = {}\nkernel = {}\n{ramdisk}memory = {}\nvcpus = {}\n\
-         tsc_mode = \"{}\"\nextra = \"{extra}{words}seed={seed}\"\n{interfaces}{driver}\
+         tsc_mode = \"{}\"\nextra = \"{extra}{words}{calls}seed={seed}\"\n{interfaces}{driver}\
          on_poweroff = \"destroy\"\non_reboot = \"destroy\"\non_crash = \"destroy\"\n",
         quote(&domain.name),
         asset(kernel),

@@ -170,8 +170,8 @@ impl Hosts {
         deadline: Duration,
     ) -> Result<(), String> {
         match control.state(self.all[at].id).map_err(|e| e.to_string())? {
-            State::Alive if control.machine.now() < deadline => Ok(()),
-            State::Alive => Err("it did not end in time".to_owned()),
+            State::Alive | State::Paused if control.machine.now() < deadline => Ok(()),
+            State::Alive | State::Paused => Err("it did not end in time".to_owned()),
             State::Shutdown(reason) => Err(format!("the domain {reason}")),
             State::Gone => Err("the domain is gone".to_owned()),
         }

@@ -122,7 +122,7 @@ impl<M: Dom0> Control<M> {
             let reason = match self.state(id)? {
                 State::Gone => return Ok(Over::Gone),
                 State::Shutdown(reason) => reason,
-                State::Alive => {
+                State::Alive | State::Paused => {
                     self.machine.pause(LOOK);
                     continue;
                 }

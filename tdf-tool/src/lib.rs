@@ -33,6 +33,7 @@ pub mod scenario;
 pub mod show;
 pub mod spin;
 mod stats;
+pub mod storm;
 pub mod together;
 pub mod units;
 pub mod verify;

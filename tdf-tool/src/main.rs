@@ -13,6 +13,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use tdf_abi::Tdf;
 use tdf_tool::create::CreateError;
+use tdf_tool::dom0::Listed;
 use tdf_tool::host::{Host, catch_signals};
 use tdf_tool::privcmd::Privcmd;
 use tdf_tool::scenario::{Overrides, Test};
@@ -20,7 +21,8 @@ use tdf_tool::units::Span;
 use tdf_tool::wanted::Wanted;
 use tdf_tool::xen::{Control, XenError};
 use tdf_tool::{
-    arrivals, capture, create, keep, port, probe, run, scenario, show, spin, together, verify,
+    arrivals, capture, create, keep, port, probe, run, scenario, show, spin, storm, together,
+    verify,
 };
 
 /// Creates, sets, shows and verifies dilated domains.
@@ -126,6 +128,22 @@ enum Verb {
         /// As one JSON document (tdf.verify/1)
         #[arg(long)]
         json: bool,
+    },
+    /// For tests: make requests of every kind, right and wrong, and hold Xen to its answers
+    ///
+    /// The domains get random factors and wall clocks, thousands each second. Fails if Xen grants what
+    /// it has to refuse or refuses what it has to grant, or if their time jumps.
+    #[command(hide = true)]
+    Storm {
+        /// The domains that suffer it; they keep their factors, and lose their wall clocks
+        #[arg(required = true, value_name = "DOMAIN")]
+        domains: Vec<String>,
+        /// How many requests
+        #[arg(long, default_value_t = 10_000)]
+        calls: u64,
+        /// Seed of the requests
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
     },
     /// Inside a Linux guest: read its clocks and print the readings
     ///
@@ -267,6 +285,18 @@ fn execute(verb: Verb) -> Result<bool, Box<dyn Error>> {
             let report = verify::verify(&mut control, &domains, &options)?;
             print(&if json { report.json() } else { report.text() })?;
             return Ok(report.pass);
+        }
+        Verb::Storm { domains, calls, seed } => {
+            let mut control = Control::new(Host::open()?);
+            control.can_dilate()?;
+            let id = |listed: Listed| listed.id;
+            let victims: Vec<_> = control.find_all(&domains)?.into_iter().map(id).collect();
+            let others: Vec<_> = control.domains()?.into_iter().map(id).collect();
+            // Domains that are paused must be unpaused.
+            catch_signals();
+            let outcome = control.storm(&victims, &others, storm::Options { calls, seed })?;
+            print(&format!("{outcome}\n"))?;
+            return Ok(outcome.wrong == 0);
         }
         Verb::Probe { serve } => return probe(serve),
         Verb::Arrivals { interface, frames, longer } => {

@@ -33,6 +33,8 @@ const TIMEOUT_NS: i64 = 60_000_000_000;
 const TIMEOUT_VIRTUAL_NS: i128 = 250_000_000;
 /// … and that it takes to try all paths, some of which take seconds.
 const PATHS_VIRTUAL_NS: i128 = 30_000_000_000;
+/// … and that a hypercall of a hostile vCPU takes, in real time, while others do the same …
+const CALL_NS: i64 = 100_000;
 /// … and in which a watchdog that is not petted must have bitten.
 const BITE_VIRTUAL_NS: i128 = 10_000_000_000;
 
@@ -241,7 +243,9 @@ impl<M: Dom0> Run<'_, M> {
             let sleeping = match domain.test {
                 Test::Paths => TIMEOUT_VIRTUAL_NS + PATHS_VIRTUAL_NS,
                 Test::WatchdogBite => TIMEOUT_VIRTUAL_NS + BITE_VIRTUAL_NS,
-                Test::Clocks | Test::Changes | Test::Model | Test::Net => TIMEOUT_VIRTUAL_NS,
+                Test::Clocks | Test::Changes | Test::Hostile | Test::Model | Test::Net => {
+                    TIMEOUT_VIRTUAL_NS
+                }
             };
             let sleeping = i64::try_from(tdf.to_real(sleeping)).unwrap_or(i64::MAX);
             let span = match &domain.changes {
@@ -249,7 +253,12 @@ impl<M: Dom0> Run<'_, M> {
                 Some(changes) => changes.every.ns().saturating_mul(8 * i64::from(changes.count)),
                 None => domain.span.real_ns(tdf).saturating_mul(4),
             };
-            span.saturating_add(TIMEOUT_NS).saturating_add(sleeping)
+            let calls = match domain.test {
+                Test::Hostile => i64::try_from(domain.calls).unwrap_or(i64::MAX),
+                _ => 0,
+            };
+            let calls = calls.saturating_mul(CALL_NS * i64::from(domain.vcpus));
+            span.saturating_add(calls).saturating_add(TIMEOUT_NS).saturating_add(sleeping)
         };
         nanos(self.scenario.timeout.map_or_else(usual, Span::ns))
     }
@@ -323,7 +332,7 @@ impl<M: Dom0> Run<'_, M> {
         }
         let mut bitten = false;
         let end = match self.control.state(watch.id) {
-            Ok(State::Alive) => return,
+            Ok(State::Alive | State::Paused) => return,
             Ok(State::Shutdown(reason)) if watch.domain.test == Test::WatchdogBite => {
                 bitten = reason == ShutdownReason::WATCHDOG;
                 format!("it {reason}")

@@ -56,6 +56,8 @@ pub struct Domain {
     pub samples: u32,
     /// How its factor changes meanwhile.
     pub changes: Option<Changes>,
+    /// Hypercalls that each vCPU of a hostile one makes.
+    pub calls: u64,
 }
 
 /// What the probe in a domain does.
@@ -69,6 +71,8 @@ pub enum Test {
     Paths,
     /// Watches its clocks without a pause while its factor changes.
     Changes,
+    /// Asks Xen for whatever it must not give.
+    Hostile,
     /// Sets a watchdog and lets it bite.
     WatchdogBite,
     /// Runs the reference trace of the switch's model.
@@ -83,6 +87,7 @@ impl fmt::Display for Test {
             Self::Clocks => "clocks",
             Self::Paths => "paths",
             Self::Changes => "changes",
+            Self::Hostile => "hostile",
             Self::WatchdogBite => "watchdog-bite",
             Self::Model => "model",
             Self::Net => "net",
@@ -267,6 +272,7 @@ struct RawDomain {
     vcpus: u32,
     #[serde(default)]
     test: Test,
+    calls: Option<u64>,
     role: Option<Role>,
 }
 
@@ -344,6 +350,11 @@ const fn twenty() -> u32 {
 const MOST_SAMPLES: u32 = 10_000;
 /// Most changes of a domain's factor.
 const MOST_CHANGES: u32 = 1_000_000;
+
+/// Hypercalls of each vCPU of a hostile domain, where nothing else is said …
+const USUAL_CALLS: u64 = 100_000;
+/// … and at most.
+const MOST_CALLS: u64 = 1_000_000_000;
 
 /// What the command line says instead of the scenario.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -632,17 +643,26 @@ fn domain_of(
         }
         Test::Changes if changes.is_none() => mistakes
             .push(format!("domain {name:?}: test = \"changes\", but no [[change]] names it")),
-        Test::Clocks | Test::Paths | Test::WatchdogBite | Test::Model
+        Test::Clocks | Test::Paths | Test::Hostile | Test::WatchdogBite | Test::Model
             if changes.is_some() && !own =>
         {
             mistakes
                 .push(format!("domain {name:?}: a [[change]] names it: write test = \"changes\""))
         }
-        Test::Paths | Test::WatchdogBite | Test::Model if kind == Kind::Linux => {
+        Test::Paths | Test::Hostile | Test::WatchdogBite | Test::Model if kind == Kind::Linux => {
             mistakes.push(format!(
                 "domain {name:?}: test = \"{}\" is for our kernel: Linux cannot try it",
                 raw.test
             ))
+        }
+        _ => {}
+    }
+    match raw.calls {
+        Some(_) if raw.test != Test::Hostile => {
+            mistakes.push(format!("domain {name:?}: calls = … is for test = \"hostile\""))
+        }
+        Some(calls) if !(1..=MOST_CALLS).contains(&calls) => {
+            mistakes.push(format!("domain {name:?}: calls = {calls}: between 1 and {MOST_CALLS}"))
         }
         _ => {}
     }
@@ -664,6 +684,7 @@ fn domain_of(
         span,
         samples,
         changes: changes.cloned(),
+        calls: raw.calls.unwrap_or(USUAL_CALLS),
     })
 }
 

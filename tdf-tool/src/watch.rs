@@ -29,6 +29,15 @@ const BITE: (&str, &str) = ("P13", "unpetted");
 /// The row of the switch's model.
 const MODEL: (&str, &str) = ("MODEL", "reference_trace");
 
+/// What our kernel says after a storm of hypercalls, on each vCPU.
+const GUEST_HOSTILE: [(&str, &str); 5] = [
+    ("HOSTILE", "calls"),
+    ("HOSTILE", "wrong_answers"),
+    ("HOSTILE", "factors_set"),
+    ("HOSTILE", "backward_steps"),
+    ("HOSTILE", "timer_afterwards"),
+];
+
 /// What our kernel says after changes.
 pub(crate) const GUEST_CHANGES: [(&str, &str); 5] = [
     ("CHANGES", "backward_steps"),
@@ -224,6 +233,10 @@ pub(crate) fn wanted_paths(domain: &Domain) -> Vec<(&'static str, &'static str, 
         (_, Test::Model) => on_first(&[MODEL]),
         (Kind::Linux, _) => on_first(&probe::CHANGES),
         (Kind::Guest, Test::Changes) => on_first(&GUEST_CHANGES),
+        (Kind::Guest, Test::Hostile) => {
+            let each = |vcpu| GUEST_HOSTILE.map(|(path, probe)| (path, probe, vcpu));
+            (0..domain.vcpus).flat_map(each).collect()
+        }
         (Kind::Guest, Test::Paths) => {
             let tsc: &[&str] = match domain.tsc_mode {
                 TscMode::Native => &NATIVE_PATHS,

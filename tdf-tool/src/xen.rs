@@ -22,6 +22,7 @@ const XEN_DOMCTL_GETDOMAININFO: u32 = 5;
 /// Bits of `xen_domctl_getdomaininfo.flags`.
 const DOMINF_DYING: u32 = 1 << 0;
 const DOMINF_SHUTDOWN: u32 = 1 << 2;
+const DOMINF_PAUSED: u32 = 1 << 3;
 const DOMINF_SHUTDOWN_SHIFT: u32 = 16;
 /// Where `xen_domctl_getdomaininfo` has `cpu_time`: behind the ids, the flags and six words.
 const DOMINFO_CPU_TIME: usize = 56;
@@ -77,6 +78,15 @@ impl Domctl {
         domctl.put(DOMCTL_UNION + offset_of!(SetTdf, flags), &set.flags.to_ne_bytes());
         domctl.put(DOMCTL_UNION + offset_of!(SetTdf, real_ns), &set.real_ns.to_ne_bytes());
         domctl.put(DOMCTL_UNION + offset_of!(SetTdf, wall_ns), &set.wall_ns.to_ne_bytes());
+        domctl
+    }
+
+    /// One of the two operations of dilation with any operands, which Xen may refuse.
+    pub(crate) fn raw(cmd: u32, interface: u32, domain: DomId, operands: &[u8]) -> Self {
+        assert!(matches!(cmd, XEN_DOMCTL_SET_TDF | XEN_DOMCTL_GET_TDF), "a domctl {cmd:#x}");
+        let mut domctl = Self::new(cmd, domain);
+        domctl.put(DOMCTL_INTERFACE, &interface.to_ne_bytes());
+        domctl.put(DOMCTL_UNION, operands);
         domctl
     }
 
@@ -268,8 +278,10 @@ pub struct Instant {
 /// How a domain is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Alive: running, blocked or paused.
+    /// Alive: running or blocked.
     Alive,
+    /// Alive, but paused by the toolstack.
+    Paused,
     /// It has shut down for this reason, and is still there.
     Shutdown(ShutdownReason),
     /// There is no such domain (any more).
@@ -324,6 +336,11 @@ impl<M: Hypervisor> Control<M> {
     /// Controls `machine`.
     pub const fn new(machine: M) -> Self {
         Self { machine, interface: None }
+    }
+
+    /// The interface version that Xen was found to speak.
+    pub(crate) const fn interface(&self) -> Option<u32> {
+        self.interface
     }
 
     fn domctl(&mut self, domctl: &Domctl) -> Result<Domctl, Errno> {
@@ -450,8 +467,9 @@ impl<M: Hypervisor> Control<M> {
         if u16::from_ne_bytes(got.take(DOMCTL_UNION)) != id.0 || flags & DOMINF_DYING != 0 {
             return Ok(State::Gone);
         }
-        Ok(match flags & DOMINF_SHUTDOWN {
+        Ok(match flags & (DOMINF_SHUTDOWN | DOMINF_PAUSED) {
             0 => State::Alive,
+            DOMINF_PAUSED => State::Paused,
             _ => State::Shutdown(ShutdownReason((flags >> DOMINF_SHUTDOWN_SHIFT) as u8)),
         })
     }

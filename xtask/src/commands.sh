@@ -1,36 +1,7 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # `tdf` as a user types it in dom0, on the stock toolstack. Every check prints one line; the script
 # fails if one of them does.
-failures=0
-guest=/usr/share/xen-tdf/guest
-cd /tmp || exit 1
-
-check() { # DESCRIPTION CONDITION…
-    what=$1
-    shift
-    if "$@"; then echo "ok      $what"; else echo "FAILED  $what"; failures=$((failures + 1)); fi
-}
-config() { # NAME LINE…: an ordinary xl configuration with more lines
-    name=$1
-    shift
-    {
-        echo "name = \"$name\""
-        echo 'type = "pv"'
-        echo "kernel = \"$guest\""
-        echo 'memory = 16'
-        echo 'on_poweroff = "destroy"'
-        for line in "$@"; do echo "$line"; done
-    } >"$name.cfg"
-}
-domains() { xl list | tail -n +3 | wc -l; }
-none_left() { [ "$(domains)" -eq 0 ]; }
-says() { grep -q -- "$1" out || { sed 's/^/        /' out; return 1; }; }
-refused() { # DESCRIPTION TEXT: the last command failed, said TEXT, and left no domain
-    check "$1: exit code 1" [ "$code" -eq 1 ]
-    check "$1: says '$2'" says "$2"
-    check "$1: no domain is left" none_left
-}
-run() { "$@" >out 2>&1; code=$?; }
+. /usr/share/xen-tdf/common.sh
 
 for wrong in 'tdf = 0' 'tdf = 2.5' 'tdf = "10 s"' 'tdf = "abc"' 'tdf = [ "10" ]' 'tdf = "1/0"' 'tdf = 5000'; do
     config wrong "$wrong"

@@ -39,6 +39,12 @@ fi
 set -- tdf run "$(argument tdf.scenario)" --seed "$(argument tdf.seed)" --json /run/result.json
 tdf=$(argument tdf.tdf)
 [ -z "$tdf" ] || set -- "$@" --tdf "$tdf"
+changes=$(argument tdf.changes)
+[ -z "$changes" ] || set -- "$@" --changes "$changes"
+# For scripts.
+TDF_SEED=$(argument tdf.seed)
+TDF_CALLS=$(argument tdf.calls)
+export TDF_SEED TDF_CALLS
 script=$(argument tdf.script)
 [ -z "$script" ] || set -- sh "/usr/share/xen-tdf/$script"
 echo "lab: $*"

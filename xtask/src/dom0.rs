@@ -25,15 +25,25 @@ const XEN_PROGRAMS: &[&str] = &["xl", "xenstored", "xenconsoled", "xen-init-dom0
 const XENSTORE_TOOLS: &[&str] =
     &["xenstore-read", "xenstore-write", "xenstore-ls", "xenstore-rm", "xenstore-exists"];
 
+/// A program that xl starts by its whole path.
+const SAVE_HELPER: &str = "libxl-save-helper";
+
 /// Kernel modules that dom0 and the Linux guest load, in this order.
 const MODULES: &[&str] = &["xen-evtchn", "xen-privcmd", "xenfs", "xen-gntdev", "xen-gntalloc"];
 /// Those that it loads besides when the scenario has links.
 const NET_MODULES: &[&str] = &["llc", "stp", "bridge", "xen-netback"];
 
 const DOM0_INIT: &str = include_str!("dom0-init.sh");
-/// What dom0 can run instead of a scenario: each script's name, and its text.
-pub const SCRIPTS: [(&str, &str); 2] =
-    [("commands", include_str!("commands.sh")), ("cost", include_str!("cost.sh"))];
+/// What dom0 can run instead of a scenario: each script's name, and its text …
+pub const SCRIPTS: &[(&str, &str)] = &[
+    ("commands", include_str!("commands.sh")),
+    ("cost", include_str!("cost.sh")),
+    ("hostile", include_str!("hostile.sh")),
+    ("life", include_str!("life.sh")),
+    ("wall", include_str!("wall.sh")),
+];
+/// … and what some of them share.
+const SCRIPT_COMMON: (&str, &str) = ("common", include_str!("common.sh"));
 const PROBE_INIT: &str = include_str!("probe-init.sh");
 const NET_INIT: &str = include_str!("net-init.sh");
 /// Connects a domain's interface to a bridge of dom0.
@@ -128,6 +138,9 @@ fn base_archive(root: &Path) -> Result<Archive> {
     for program in XEN_PROGRAMS {
         archive.add(format!("usr/sbin/{program}"), Entry::read(&bin.join(program))?);
     }
+    let folder = bin.strip_prefix(root).context("xl is elsewhere")?;
+    let helper = folder.join(SAVE_HELPER).to_string_lossy().into_owned();
+    archive.add(helper, Entry::read(&bin.join(SAVE_HELPER))?);
     for tool in XENSTORE_TOOLS {
         let tool = format!("usr/bin/{tool}");
         let path = root.join(&tool);
@@ -257,6 +270,11 @@ pub fn initramfs(base: Base, linux: &Linux, contents: &Contents<'_>) -> Result<P
         }
         archive.add("init", Entry::program(init.into()));
         archive.add("bin/tdf", tdf.clone());
+        // What Linux starts when the toolstack asks it to end.
+        for program in ["reboot", "poweroff"] {
+            let text = format!("#!/bin/busybox sh\nexec /bin/busybox {program} -f\n");
+            archive.add(format!("sbin/{program}"), Entry::program(text.into()));
+        }
         let file = dir.join(name);
         archive.write(&file)?;
         Ok(file)
@@ -272,13 +290,15 @@ pub fn initramfs(base: Base, linux: &Linux, contents: &Contents<'_>) -> Result<P
     archive.add(format!("{ASSETS}/guest"), Entry::read(contents.guest)?);
     archive.add(format!("{ASSETS}/vmlinuz"), Entry::read(&linux.vmlinuz)?);
     archive.add(format!("{ASSETS}/linux-probe.cgz"), Entry::read(&probe)?);
-    for (name, text) in SCRIPTS {
-        archive.add(format!("{ASSETS}/{name}.sh"), Entry::program(text.into()));
+    for (name, text) in SCRIPTS.iter().chain([&SCRIPT_COMMON]) {
+        archive.add(format!("{ASSETS}/{name}.sh"), Entry::program((*text).into()));
     }
     if let Some(host) = host {
         archive.add(format!("{ASSETS}/linux-host.cgz"), Entry::read(&host)?);
         archive.add("etc/xen/scripts/vif-bridge", Entry::program(VIF_BRIDGE.into()));
     }
+    // Without it xl says at each call that it is missing.
+    archive.add("etc/xen/xl.conf", Entry::File { mode: 0o644, content: Vec::new() });
     archive.add("etc/xen/guest.cfg", Entry::read(&paths::root().join("guest/guest.cfg"))?);
     let scenarios = paths::root().join("tdf-tool/scenarios");
     let own = fs::read_dir(&scenarios)

@@ -22,9 +22,6 @@ use crate::{guest, tool, xen};
 /// The scenario that is no scenario of `tdf run`: our kernel as the initial domain.
 pub const BARE: &str = "bare";
 
-/// The scenario that is a script of commands typed in dom0.
-pub const COMMANDS: &str = "commands";
-
 /// The script that measures what Xen costs a guest, with or without the queue.
 pub const COST: &str = "cost";
 
@@ -35,6 +32,13 @@ pub const COST: &str = "cost";
 /// in dom0 would work with what another domain computed.
 const XEN_ARGS: &str = "com1=115200,8n1 console=com1 loglvl=info guest_loglvl=info dom0_mem=400M \
      dom0_max_vcpus=1 spec-ctrl=eager-fpu";
+
+/// The same with more memory for dom0, which keeps saved domains in it.
+const XEN_ARGS_LARGE: &str =
+    "com1=115200,8n1 console=com1 loglvl=info guest_loglvl=info dom0_mem=800M dom0_max_vcpus=1";
+
+/// The script that saves and restores domains, among other things.
+const LIFE: &str = "life";
 
 /// Memory of the machine that suffices for Xen, dom0 and a few small domains, one after another.
 const MEMORY_MIB: u32 = 1024;
@@ -94,6 +98,10 @@ pub struct Options {
     pub scenario: String,
     /// Overrides the TDF of every domain whose TDF the scenario sets.
     pub tdf: Option<Tdf>,
+    /// Overrides how often the scenario changes factors.
+    pub changes: Option<u32>,
+    /// Overrides how many calls the script `hostile` makes.
+    pub calls: Option<u32>,
     /// The factor that is built into the hypervisor.
     pub default_tdf: Tdf,
     /// Leave the patch queue out.
@@ -116,6 +124,8 @@ impl Options {
             xen_source: None,
             scenario: "clocks".to_owned(),
             tdf: None,
+            changes: None,
+            calls: None,
             default_tdf: Tdf::ONE,
             stock: false,
             image: None,
@@ -186,6 +196,12 @@ pub fn run(options: &Options) -> Result<Outcome> {
     if let Some(tdf) = options.tdf {
         args.push_str(&format!(" tdf.tdf={tdf}"));
     }
+    if let Some(changes) = options.changes {
+        args.push_str(&format!(" tdf.changes={changes}"));
+    }
+    if let Some(calls) = options.calls {
+        args.push_str(&format!(" tdf.calls={calls}"));
+    }
     if dom0::SCRIPTS.iter().any(|(name, _)| *name == options.scenario) {
         args.push_str(&format!(" tdf.script={name}.sh"));
     }
@@ -193,10 +209,12 @@ pub fn run(options: &Options) -> Result<Outcome> {
         args.push_str(" tdf.network=1");
     }
     let mut step = Step::begin(&format!("lab-{name}"), &format!("lab ({name}, {})", options.base))?;
-    let machine = Machine {
-        memory_mib: demand.memory_mib,
-        ..machine(options, &parts.xen.image, &linux.vmlinuz, &args, Some(&initramfs), &name)
-    };
+    let mut machine =
+        machine(options, &parts.xen.image, &linux.vmlinuz, &args, Some(&initramfs), &name);
+    machine.memory_mib = demand.memory_mib;
+    if options.scenario == LIFE {
+        (machine.xen_args, machine.memory_mib) = (XEN_ARGS_LARGE, MEMORY_MIB + 400);
+    }
     let output = machine.run(&mut step)?;
     let results = Results::parse(&output)?;
     step.done(if results.code == 0 { "ran" } else { "ran, with failures" });
@@ -370,6 +388,7 @@ fn scenario_file(scenario: &str) -> Result<Option<PathBuf>> {
         .unwrap_or_default();
     names.extend(others().map(str::to_owned));
     names.sort();
+    names.dedup();
     bail!("--scenario {scenario}: neither a .toml file nor one of {}", names.join(", "))
 }
 

@@ -111,6 +111,12 @@ struct LabArgs {
     /// A scenario's name or file; `bare` boots our kernel alone
     #[arg(long, value_name = "S", default_value = "clocks")]
     scenario: String,
+    /// Changes of each domain's factor, in scenarios that change it
+    #[arg(long, value_name = "N")]
+    changes: Option<u32>,
+    /// Requests of dom0 and hypercalls of guests in the scenario `hostile`, each
+    #[arg(long, value_name = "N")]
+    calls: Option<u32>,
     /// Seed of the run
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
@@ -143,6 +149,8 @@ impl LabArgs {
             xen_source: self.base.source()?,
             scenario: self.scenario.clone(),
             tdf: self.tdf,
+            changes: self.changes,
+            calls: self.calls,
             default_tdf: self.default_tdf,
             stock: self.stock,
             image: None,

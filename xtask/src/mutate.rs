@@ -41,13 +41,13 @@ struct Mutation {
     /// The scenario that must notice.
     #[serde(default = "paths_scenario")]
     scenario: String,
-    /// Without the hook a domain dies before it can show a row, and that is how it is noticed.
+    /// No row turns red: a domain dies before it can show one, or the scenario is a script.
     #[serde(default)]
-    kills: bool,
+    rowless: bool,
 }
 
 /// What stands for the rows of a lab that failed and showed none in red.
-const NO_ROW: &str = "(a domain's end)";
+const NO_ROW: &str = "(no row)";
 
 fn paths_scenario() -> String {
     "paths".to_owned()
@@ -88,7 +88,7 @@ pub fn run(base: Base, source: Option<PathBuf>, only: &[String]) -> Result<bool>
     let mut all = true;
     for mutation in list.mutation.iter().filter(|m| only.is_empty() || only.contains(&m.path)) {
         let red = try_one(base, source.clone(), mutation, &mutant)?;
-        let sign = if mutation.kills { NO_ROW } else { &mutation.path };
+        let sign = if mutation.rowless { NO_ROW } else { &mutation.path };
         let noticed = red.contains(sign);
         all &= noticed;
         let red: Vec<&str> = red.iter().map(String::as_str).collect();
@@ -172,7 +172,7 @@ mod tests {
             from: "tdf_now(d)".into(),
             to: "NOW()".into(),
             scenario: paths_scenario(),
-            kills: false,
+            rowless: false,
         };
         assert_eq!(mutation.apply("x = tdf_now(d);").unwrap(), "x = NOW();");
         assert!(mutation.apply("x = 1;").is_err());

@@ -35,6 +35,9 @@ pub use xen_sys::{
     vcpu_info, vcpu_time_info,
 };
 
+/// For a guest that asks for what it may not have.
+pub use xen_sys::__HYPERVISOR_domctl as NR_DOMCTL;
+
 macro_rules! number {
     ($(#[$doc:meta])* $name:ident($inner:ty)) => {
         $(#[$doc])*
