@@ -2,6 +2,7 @@
 //! What must hold in a network: the checks of a scenario, as they are written.
 
 use serde::Deserialize;
+use switch_model::Size;
 use tdf_abi::Tdf;
 
 use crate::network::PortSettings;
@@ -70,6 +71,8 @@ pub struct Tcp {
     /// … after as many in which the flow finds its speed.
     #[serde(default = "tcp_span")]
     pub after: Span,
+    /// Instead of both: until so much is sent, from the beginning.
+    pub bytes: Option<Size>,
     /// Negotiate explicit congestion notification.
     #[serde(default)]
     pub ecn: bool,
@@ -135,7 +138,7 @@ pub struct Cost {
     pub theirs: [String; 2],
     /// Lengths of frames on the wire, the check sequence included.
     pub sizes: Vec<u32>,
-    /// Frames of each length.
+    /// Frames of each length that are counted.
     pub frames: u32,
     /// Frames in a second of virtual time.
     pub per_second: u32,

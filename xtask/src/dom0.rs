@@ -40,6 +40,7 @@ pub const SCRIPTS: &[(&str, &str)] = &[
     ("cost", include_str!("cost.sh")),
     ("hostile", include_str!("hostile.sh")),
     ("life", include_str!("life.sh")),
+    ("ports", include_str!("ports.sh")),
     ("wall", include_str!("wall.sh")),
 ];
 /// … and what some of them share.
@@ -48,6 +49,9 @@ const PROBE_INIT: &str = include_str!("probe-init.sh");
 const NET_INIT: &str = include_str!("net-init.sh");
 /// Connects a domain's interface to a bridge of dom0.
 const VIF_BRIDGE: &str = include_str!("vif-bridge.sh");
+
+/// The initramfs of a Linux that is a host in a network.
+pub const HOST: &str = "linux-host.cgz";
 
 /// Where `tdf run` looks for kernels and scenarios.
 const ASSETS: &str = "usr/share/xen-tdf";
@@ -294,7 +298,7 @@ pub fn initramfs(base: Base, linux: &Linux, contents: &Contents<'_>) -> Result<P
         archive.add(format!("{ASSETS}/{name}.sh"), Entry::program((*text).into()));
     }
     if let Some(host) = host {
-        archive.add(format!("{ASSETS}/linux-host.cgz"), Entry::read(&host)?);
+        archive.add(format!("{ASSETS}/{HOST}"), Entry::read(&host)?);
         archive.add("etc/xen/scripts/vif-bridge", Entry::program(VIF_BRIDGE.into()));
     }
     // Without it xl says at each call that it is missing.

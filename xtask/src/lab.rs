@@ -56,8 +56,11 @@ impl Demand {
     const BASE_MIB: u32 = 576;
 
     fn of_own(name: &str) -> Result<Self> {
-        let file = paths::root().join(format!("tdf-tool/scenarios/{name}.toml"));
-        if file.is_file() { Self::of(&file) } else { Self::read("") }
+        if let Some((_, script)) = dom0::SCRIPTS.iter().find(|(script, _)| *script == name) {
+            let network = script.contains(dom0::HOST);
+            return Ok(Self { memory_mib: MEMORY_MIB, network });
+        }
+        Self::of(&paths::root().join(format!("tdf-tool/scenarios/{name}.toml")))
     }
 
     fn of(file: &Path) -> Result<Self> {

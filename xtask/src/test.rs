@@ -24,6 +24,7 @@ const BOOT_LIMIT_NS: u64 = 5_000_000;
 /// The scripts that dom0 runs, and what of.
 const SCRIPTS: &[(&str, &str)] = &[
     ("commands", "commands typed in dom0"),
+    ("ports", "ports of a switch, set and shown"),
     ("hostile", "guests and dom0 ask Xen for anything"),
     ("wall", "dom0's wall clock is set again and again"),
     ("life", "pause, save, restore, reboot, crash, destroy, a vCPU less"),
@@ -31,6 +32,9 @@ const SCRIPTS: &[(&str, &str)] = &[
 
 /// Calls of the script `hostile` here, of each kind; by hand it is to be run with a million.
 const HOSTILE_CALLS: u32 = 20_000;
+
+/// The scenarios with hosts and links.
+const NETWORKS: &[&str] = &["bridge"];
 
 /// The factor that the test builds into the hypervisor; the scenario `default20` expects it.
 const DEFAULT_TDF: &str = "20";
@@ -162,6 +166,13 @@ impl Tests {
             tally.case(&format!("lab: {what}"), || {
                 let calls = Some(HOSTILE_CALLS);
                 let outcome = lab::run(&lab::Options { calls, ..self.options(script) })?;
+                print!("{}", outcome.table);
+                passes(&outcome)
+            });
+        }
+        for scenario in NETWORKS {
+            tally.case(&format!("lab: {scenario}"), || {
+                let outcome = lab::run(&self.options(scenario))?;
                 print!("{}", outcome.table);
                 passes(&outcome)
             });

@@ -45,6 +45,7 @@ const SHRINK_PERCENT: i64 = 25;
 
 const NANOSECONDS: &str = "ns";
 const BITS: &str = "bit/s";
+const PER_FRAME: &str = "ns/frame";
 
 /// What a path does to frames, added up.
 struct Theory {
@@ -231,7 +232,7 @@ impl<M: Dom0> Lab<'_, M> {
         settings: &[PortSettings],
         report: &mut CheckReport,
     ) -> Result<(), String> {
-        let Tcp { from, to, for_virtual, after, ecn } = tcp;
+        let Tcp { from, to, for_virtual, after, bytes, ecn } = tcp;
         let mtu = self.mtu(from, to);
         let (frame, payload) = (Link::frame(mtu), mtu - TCP_HEADERS);
         let path = self.path(from, to, settings);
@@ -251,11 +252,15 @@ impl<M: Dom0> Lab<'_, M> {
             marked = (self.marks(to)?, self.marks_set(&path)?);
         }
         let (seconds, omit) = (for_virtual.ns() / 1_000_000_000, after.ns() / 1_000_000_000);
-        let how = format!("-t {seconds} -O {omit}");
+        let how = match bytes {
+            Some(bytes) => format!("-n {}", bytes.as_bytes()),
+            None => format!("-t {seconds} -O {omit}"),
+        };
         let flow = self.flow(from, to, &how, for_virtual.ns() + after.ns())?;
         let goodput = flow.goodput as i64;
         let range = around(theory, GOODPUT_PERMILLE);
         report.figures.push(Figure::judged("goodput", BITS, range, goodput));
+        report.figures.push(Figure::plain("received", "bytes", narrow(flow.bytes.into())));
         let retransmits = narrow(flow.retransmits.into());
         report.figures.push(Figure::plain("sent again", "segments", retransmits));
         if *ecn {
@@ -409,16 +414,33 @@ impl<M: Dom0> Lab<'_, M> {
             let gaps: Vec<i64> = gaps.collect::<Result<_, _>>().map_err(|e| e.to_string())?;
             runs.push((tdf, flow.goodput as i64, gaps));
         }
-        let Some((first, rest)) = runs.split_first() else { return Ok(()) };
-        report.figures.push(Figure::plain(&format!("goodput at TDF {}", first.0), BITS, first.1));
-        for (tdf, goodput, gaps) in rest {
-            let range = around(first.1, EQUAL_PERMILLE);
-            let what = format!("goodput at TDF {tdf}");
-            report.figures.push(Figure::judged(&what, BITS, range, *goodput));
-            let distance = (ks_distance(&first.2, gaps) * 10_000.0).round() as i64;
-            let limit = (ks_limit(first.2.len(), gaps.len()) * 10_000.0) as i64;
-            let what = format!("K-S distance of arrivals, TDF {tdf} and {}", first.0);
-            report.figures.push(Figure::at_most(&what, "1/10000", distance, limit));
+        let payload = i128::from(self.mtu(from, to) - TCP_HEADERS) * 8_000_000_000;
+        let arriving = |gaps: &[i64]| {
+            let whole = gaps.iter().map(|&gap| i128::from(gap)).sum::<i128>().max(1);
+            narrow(payload * gaps.len() as i128 / whole)
+        };
+        let first = runs.first().map(|(tdf, _, gaps)| (*tdf, arriving(gaps), gaps.clone()));
+        let Some((tdf0, goodput0, gaps0)) = first else { return Ok(()) };
+        for (tdf, by_iperf3, gaps) in &runs {
+            let goodput = arriving(gaps);
+            let what = format!("goodput at TDF {tdf}, as it arrives");
+            report.figures.push(Figure::judged(
+                &what,
+                BITS,
+                around(goodput0, EQUAL_PERMILLE),
+                goodput,
+            ));
+            let what = format!("goodput at TDF {tdf}, by iperf3");
+            report.figures.push(Figure::plain(&what, BITS, *by_iperf3));
+            let longest = gaps.iter().copied().max().unwrap_or(0);
+            let what = format!("longest gap at TDF {tdf}");
+            report.figures.push(Figure::plain(&what, NANOSECONDS, longest));
+            if *tdf != tdf0 {
+                let distance = (ks_distance(&gaps0, gaps) * 10_000.0).round() as i64;
+                let limit = (ks_limit(gaps0.len(), gaps.len()) * 10_000.0) as i64;
+                let what = format!("K-S distance of gaps, TDF {tdf} and {tdf0}");
+                report.figures.push(Figure::at_most(&what, "1/10000", distance, limit));
+            }
         }
         let curves: Vec<(String, Vec<i64>)> =
             runs.into_iter().map(|(tdf, _, gaps)| (format!("TDF {tdf}"), gaps)).collect();
@@ -431,18 +453,18 @@ impl<M: Dom0> Lab<'_, M> {
         Ok(())
     }
 
-    /// Processor time of dom0 and the switches together, and of the hosts, ns.
-    fn spent(&mut self) -> Result<(i64, i64), String> {
-        let (mut network, mut hosts) = (0, 0);
-        let listed = self.hosts.listed();
-        let ids = listed.iter().map(|l| (l.id, self.network.link_of(&l.name)));
-        let ids: Vec<(DomId, bool)> =
-            ids.map(|(id, link)| (id, link.is_some_and(|link| link.address.is_some()))).collect();
-        for (id, host) in ids.into_iter().chain([(DomId(0), false)]) {
-            let ns = self.control().cpu_time_ns(id).map_err(|e| e.to_string())?;
-            *if host { &mut hosts } else { &mut network } += narrow(ns.into());
+    /// Processor time so far, ns.
+    fn spent(&mut self) -> Result<Spent, String> {
+        let mut spent = Spent::default();
+        for listed in self.hosts.listed() {
+            let ns = self.control().cpu_time_ns(listed.id).map_err(|e| e.to_string())?;
+            let link = self.network.link_of(&listed.name);
+            let host = link.is_some_and(|link| link.address.is_some());
+            *if host { &mut spent.hosts } else { &mut spent.switches } += narrow(ns.into());
         }
-        Ok((network, hosts))
+        let dom0 = self.control().cpu_time_ns(DomId(0)).map_err(|e| e.to_string())?;
+        spent.dom0 = narrow(dom0.into());
+        Ok(spent)
     }
 
     fn received(&mut self, host: &str) -> Result<i64, String> {
@@ -451,46 +473,80 @@ impl<M: Dom0> Lab<'_, M> {
         text.trim().parse().map_err(|_| format!("{host} counts no frames"))
     }
 
-    /// Processor time of one way for each frame: the network's part and the hosts', ns.
-    fn way(
+    /// Processor time and frames of so many seconds of one way.
+    fn burst(
         &mut self,
         [from, to]: &[String; 2],
         size: u32,
-        cost: &Cost,
-    ) -> Result<(i64, i64, i64), String> {
+        per_second: u32,
+        seconds: i64,
+    ) -> Result<Spent, String> {
         let payload = size - CHECK_SEQUENCE - crate::network::ETHERNET_HEADER - UDP_HEADERS;
-        let seconds = i64::from(cost.frames.div_ceil(cost.per_second));
-        let bits = u64::from(payload) * 8 * u64::from(cost.per_second);
+        let bits = u64::from(payload) * 8 * u64::from(per_second);
         let how = format!("-u -b {bits} -l {payload} -t {seconds}");
         self.serve(to)?;
-        let received = self.received(to)?;
-        let (network, hosts) = self.spent()?;
+        let (received, before) = (self.received(to)?, self.spent()?);
         self.flow(from, to, &how, seconds * 1_000_000_000)?;
-        let (network_after, hosts_after) = self.spent()?;
-        let frames = (self.received(to)? - received).max(1);
-        Ok(((network_after - network) / frames, (hosts_after - hosts) / frames, frames))
+        let (after, received_after) = (self.spent()?, self.received(to)?);
+        Ok(Spent { frames: received_after - received, ..after.minus(&before) })
+    }
+
+    /// Processor time of one way: of a long run, less a short one, so that what the beginning, the
+    /// end and the measurement itself cost is not counted.
+    fn way(&mut self, ends: &[String; 2], size: u32, cost: &Cost) -> Result<Spent, String> {
+        let short = self.burst(ends, size, cost.per_second, 1)?;
+        let seconds = 1 + i64::from(cost.frames.div_ceil(cost.per_second));
+        let long = self.burst(ends, size, cost.per_second, seconds)?;
+        let spent = long.minus(&short);
+        match spent.frames {
+            ..=0 => Err("the longer run brought no more frames".to_owned()),
+            _ => Ok(spent),
+        }
     }
 
     fn cost(&mut self, cost: &Cost, report: &mut CheckReport) -> Result<(), String> {
         self.idealise()?;
         for &size in &cost.sizes {
-            let (theirs, their_hosts, _) = self.way(&cost.theirs, size, cost)?;
-            let (ours, our_hosts, frames) = self.way(&cost.ours, size, cost)?;
-            let named = |what: &str| format!("{size} B: {what}");
-            let mut plain = |what: &str, unit, value| {
-                report.figures.push(Figure::plain(&named(what), unit, value));
-            };
-            plain("frames", "frames", frames);
-            plain("dom0's bridge", "ns/frame", theirs);
-            plain("our switch", "ns/frame", ours);
-            plain("hosts at dom0's bridge", "ns/frame", their_hosts);
-            plain("hosts at our switch", "ns/frame", our_hosts);
-            let ratio = theirs * 100 / ours.max(1);
+            let mut network = Vec::new();
+            for (name, ends) in [("theirs", &cost.theirs), ("ours", &cost.ours)] {
+                let spent = self.way(ends, size, cost)?;
+                let mut plain = |what: &str, unit, value| {
+                    let what = format!("{size} B, {name}: {what}");
+                    report.figures.push(Figure::plain(&what, unit, value));
+                };
+                plain("frames", "frames", spent.frames);
+                plain("dom0", PER_FRAME, spent.dom0 / spent.frames);
+                plain("switch", PER_FRAME, spent.switches / spent.frames);
+                plain("hosts", PER_FRAME, spent.hosts / spent.frames);
+                network.push((spent.dom0 + spent.switches) / spent.frames);
+            }
+            let ratio = network[0] * 100 / network[1].max(1);
             let least = i64::from(cost.ratio_percent);
-            let what = named("dom0's bridge / our switch");
+            let what = format!("{size} B, theirs / ours: dom0 + switch");
             report.figures.push(Figure::at_least(&what, "1/100", least, ratio));
         }
         Ok(())
+    }
+}
+
+/// Processor time, ns, and what it was spent on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Spent {
+    dom0: i64,
+    switches: i64,
+    hosts: i64,
+    /// Frames that were received meanwhile.
+    frames: i64,
+}
+
+impl Spent {
+    const fn minus(&self, other: &Self) -> Self {
+        Self {
+            dom0: self.dom0 - other.dom0,
+            switches: self.switches - other.switches,
+            hosts: self.hosts - other.hosts,
+            frames: self.frames - other.frames,
+        }
     }
 }
 
