@@ -3,6 +3,7 @@
 
 use core::cell::UnsafeCell;
 use core::ptr;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use tdf_guest::machine::Machine;
 use tdf_guest::paging::{self, Mapped, PagingError, Start, Tables};
@@ -134,6 +135,34 @@ impl Tables for Own {
     }
 }
 
+/// Where the list of machine frames is, and how many it has, once [`spare`] has been called.
+static FRAMES: (AtomicUsize, AtomicUsize) = (AtomicUsize::new(0), AtomicUsize::new(0));
+
+/// The machine frame of the page at `at`, once all memory is mapped; `None` if it is not the domain's.
+pub fn frame_of(at: *const u8) -> Option<Mfn> {
+    let base = VirtAddr::from_ptr(&raw const VIRT_BASE).as_u64() as usize;
+    let page = at.addr().checked_sub(base)? / PAGE_SIZE;
+    if page >= FRAMES.1.load(Ordering::Relaxed) {
+        return None;
+    }
+    let list: *const u64 = ptr::with_exposed_provenance(FRAMES.0.load(Ordering::Relaxed));
+    // SAFETY: the list has an entry for every page of the domain.
+    Some(Mfn(unsafe { ptr::read_volatile(list.add(page)) }))
+}
+
+/// Maps `frames` of Xen's, one after another, at `at`.
+///
+/// # Safety
+/// The address space is the caller's, and its page tables exist.
+pub unsafe fn map_frames(at: usize, frames: &[u64]) -> Result<*mut u8, XenError> {
+    for (n, frame) in frames.iter().enumerate() {
+        let entry = paging::entry(Mfn(*frame), paging::WRITABLE);
+        // SAFETY: the caller's promise.
+        unsafe { Native.update_va_mapping(at + n * PAGE_SIZE, entry)? };
+    }
+    Ok(ptr::with_exposed_provenance_mut(at))
+}
+
 /// All memory that nobody uses, and some address space.
 pub struct Spare {
     /// Where it begins.
@@ -167,6 +196,8 @@ pub unsafe fn spare(info: *const start_info) -> Result<Spare, PagingError> {
     let tables = (info.pt_base - base) / PAGE_SIZE as u64;
     let spare = Pfn(tables + info.nr_pt_frames + 1);
     let frames = ptr::with_exposed_provenance(info.mfn_list as usize);
+    FRAMES.0.store(info.mfn_list as usize, Ordering::Relaxed);
+    FRAMES.1.store(info.nr_pages as usize, Ordering::Relaxed);
     let start = Start { base, pages: info.nr_pages, root, spare };
     let Mapped { free, window } = paging::map_all(&mut Own { base, frames }, start)?;
     Ok(Spare {

@@ -2,13 +2,15 @@
 //! The switch on real Xen: its memory, and its connection to xenstore.
 
 use tdf_guest::machine::Machine;
-use tdf_guest::switch::exchange::Exchange;
+use tdf_guest::paging::WINDOW_PAGES;
+use tdf_guest::switch::exchange::{Exchange, Lending};
 use tdf_guest::switch::fabric::{Direction, Fabric};
 use tdf_guest::switch::fdb::Fdb;
 use tdf_guest::switch::options::Options;
 use tdf_guest::switch::pool::Pool;
 use tdf_guest::switch::{End, Switch};
 use tdf_xen::abi::{Mfn, PAGE_SIZE, Port, start_info};
+use tdf_xen::grant::{GrantOpError, GrantTable};
 use tdf_xen::hypercall::{Shutdown, Xen, XenError};
 use tdf_xen::xenstore::{Client, Link};
 
@@ -21,6 +23,9 @@ const PATIENCE_NS: i64 = 60_000_000_000;
 const TIMED_OUT: XenError = XenError::Other(110);
 /// One page in so many is not for frames, but for everything else.
 const HEAP_SHARE: usize = 4;
+
+/// Frames of the grant table: 512 pages can be lent by each.
+const GRANT_FRAMES: usize = 8;
 
 /// How the kernel reaches xenstore's daemon.
 struct Daemon {
@@ -46,6 +51,18 @@ impl Link for Daemon {
         }
         self.machine.wait_for(self.port, deadline)
     }
+}
+
+/// The grant table, mapped at `at`.
+fn lending(at: usize) -> Result<Lending, GrantOpError> {
+    let (_, most) = Native.gnttab_query_size()?;
+    let mut frames = [0; GRANT_FRAMES];
+    let frames = &mut frames[..GRANT_FRAMES.min(most as usize)];
+    Native.gnttab_setup_table(frames)?;
+    // SAFETY: the end of the window, which nobody else uses; the table is Xen's and this kernel's only,
+    // and lends nothing but what is reserved.
+    let grants = unsafe { GrantTable::new(memory::map_frames(at, frames)?, frames.len() as u32) };
+    Ok(Lending { grants, frame: memory::frame_of })
 }
 
 /// Runs the switch until it is to end.
@@ -85,8 +102,10 @@ pub unsafe fn run(
             }
         }
     }
-    // SAFETY: the window is nobody else's, and Xen's page tables for it exist.
-    let exchange = unsafe { Exchange::new(machine, fabric, spare.window) };
+    let lending = lending(spare.window + (WINDOW_PAGES as usize - GRANT_FRAMES) * PAGE_SIZE);
+    let lending = lending.unwrap_or_else(|error| panic!("no grant table: {error}"));
+    // SAFETY: the rest of the window is nobody else's, and its page tables exist.
+    let exchange = unsafe { Exchange::new(machine, fabric, spare.window, lending) };
     let daemon = Daemon { machine, port: store_event, deadline_ns: None };
     // SAFETY: mapped since the start, for ever; the daemon accesses it atomically.
     let store = unsafe { Client::new(store_page, daemon) };

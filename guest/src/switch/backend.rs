@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 use alloc::{format, vec};
 use core::fmt;
 
-use super::control;
+use super::control::{self, Kind};
 use tdf_xen::abi::{DomId, GrantRef, Port};
 use tdf_xen::xenbus::{self, State, Step, keys};
 use tdf_xen::xenstore::{Client, Error, Link, Tx};
@@ -100,7 +100,7 @@ struct Vif {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// An interface got it, and will perhaps connect.
-    Assigned(usize, VifName),
+    Assigned(usize, VifName, Kind),
     /// Its host is there.
     Up(usize),
     /// Its host is not there any more.
@@ -116,8 +116,6 @@ pub enum Change {
 pub struct Backend {
     vifs: Vec<Vif>,
     ports: usize,
-    /// Changes that nobody has been told of.
-    changes: Vec<Change>,
 }
 
 type Answer<T, L> = Result<T, Error<<L as Link>::Error>>;
@@ -125,7 +123,7 @@ type Answer<T, L> = Result<T, Error<<L as Link>::Error>>;
 impl Backend {
     /// No interfaces, for `ports` ports.
     pub fn new(ports: usize) -> Self {
-        Self { vifs: Vec::new(), ports, changes: Vec::new() }
+        Self { vifs: Vec::new(), ports }
     }
 
     /// Begins to watch for interfaces.
@@ -136,17 +134,12 @@ impl Backend {
         store.watch(VIFS, TOKEN)
     }
 
-    /// What has changed since this was last asked.
-    pub fn take_changes(&mut self) -> Vec<Change> {
-        core::mem::take(&mut self.changes)
-    }
-
     /// Whose port it is.
     pub fn owner(&self, port: usize) -> Option<VifName> {
         self.vifs.iter().find(|vif| vif.port == port).map(|vif| vif.name)
     }
 
-    /// Looks at every interface.
+    /// Looks at every interface. New ones get none of the ports `others`, a bit each.
     ///
     /// # Errors
     /// What xenstore says, if that is not about one interface only.
@@ -154,6 +147,8 @@ impl Backend {
         &mut self,
         store: &mut Client<L>,
         attach: &mut impl Attach,
+        changes: &mut Vec<Change>,
+        others: u64,
     ) -> Answer<(), L> {
         let mut names: Vec<VifName> = self.vifs.iter().map(|vif| vif.name).collect();
         for dom in children(store, VIFS)? {
@@ -166,7 +161,7 @@ impl Backend {
             }
         }
         for name in names {
-            self.look_at(store, attach, name)?;
+            self.look_at(store, attach, name, changes, others)?;
         }
         Ok(())
     }
@@ -180,13 +175,15 @@ impl Backend {
         store: &mut Client<L>,
         attach: &mut impl Attach,
         name: VifName,
+        changes: &mut Vec<Change>,
+        others: u64,
     ) -> Answer<(), L> {
         let known = self.vifs.iter().position(|vif| vif.name == name);
         let at = match known {
             Some(at) => at,
-            None => match self.discover(store, name)? {
+            None => match self.discover(store, name, changes, others)? {
                 Some(vif) => {
-                    self.changes.push(Change::Assigned(vif.port, name));
+                    changes.push(Change::Assigned(vif.port, name, Kind::Netback));
                     self.vifs.push(vif);
                     self.vifs.len() - 1
                 }
@@ -197,12 +194,7 @@ impl Backend {
             let vif = &self.vifs[at];
             let front = read_state(store, &vif.front)?;
             let shown = read_state(store, &vif.path)?;
-            let online = store.read_parsed(Tx::NONE, (vif.path.as_str(), keys::ONLINE));
-            let online: Option<u32> = match online {
-                Err(Error::BadValue) => None,
-                other => other?,
-            };
-            let online = online.is_some_and(|online| online != 0);
+            let online = is_set(store, &vif.path, keys::ONLINE)?;
             let (path, port, own) = (vif.path.clone(), vif.port, vif.state);
             let step = if own == State::InitWait && !online && shown == State::Closing {
                 // The toolstack changed its mind before the frontend came to it.
@@ -220,11 +212,11 @@ impl Backend {
                     let front = read_front(store, name, &self.vifs[at].front)?;
                     match front.and_then(|front| attach.connect(port, &front)) {
                         Ok(()) => {
-                            self.changes.push(Change::Up(port));
+                            changes.push(Change::Up(port));
                             self.show(store, at, State::Connected)?;
                         }
                         Err(why) => {
-                            self.changes.push(Change::Refused(name, why));
+                            changes.push(Change::Refused(name, why));
                             self.show(store, at, State::Closing)?;
                         }
                     }
@@ -232,14 +224,14 @@ impl Backend {
                 Step::Disconnect => {
                     if own == State::Connected {
                         attach.disconnect(port);
-                        self.changes.push(Change::Down(port));
+                        changes.push(Change::Down(port));
                     }
                     self.show(store, at, State::Closing)?;
                 }
                 Step::Close => self.show(store, at, State::Closed)?,
                 Step::Remove => {
                     let vif = self.vifs.swap_remove(at);
-                    self.changes.push(Change::Freed(port));
+                    changes.push(Change::Freed(port));
                     let gone = store.unwatch((vif.front.as_str(), keys::STATE), &token(name));
                     forgive(gone)?;
                     forgive(store.rm(Tx::NONE, path.as_str()))?;
@@ -255,11 +247,30 @@ impl Backend {
         Ok(())
     }
 
+    /// A port for `name` that is not one of `others`, a bit each: the one that dom0 has reserved for it,
+    /// or else the lowest that is free.
+    ///
+    /// # Errors
+    /// What xenstore says.
+    pub fn assign<L: Link>(
+        &self,
+        store: &mut Client<L>,
+        name: VifName,
+        others: u64,
+    ) -> Answer<Option<usize>, L> {
+        let (own, reserved) = control::reserved(store, self.ports, name)?;
+        let free = |port: &usize| self.owner(*port).is_none() && others >> port & 1 == 0;
+        let unreserved = |port: &usize| free(port) && reserved >> port & 1 == 0;
+        Ok(own.filter(free).or_else(|| (0..self.ports).find(unreserved)))
+    }
+
     /// An interface that the toolstack has made.
     fn discover<L: Link>(
         &mut self,
         store: &mut Client<L>,
         name: VifName,
+        changes: &mut Vec<Change>,
+        others: u64,
     ) -> Answer<Option<Vif>, L> {
         let path = format!("{VIFS}/{name}");
         let front = match store.read_text(Tx::NONE, (path.as_str(), keys::FRONTEND)) {
@@ -268,12 +279,9 @@ impl Backend {
             Err(Error::Refused(_) | Error::BadValue) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let (own, taken) = control::reserved(store, self.ports, name)?;
-        let free = |port: &usize| self.owner(*port).is_none();
-        let others = |port: &usize| free(port) && taken >> port & 1 == 0;
-        let Some(port) = own.filter(free).or_else(|| (0..self.ports).find(others)) else {
+        let Some(port) = self.assign(store, name, others)? else {
             let why = format!("all {} ports are taken", self.ports);
-            self.changes.push(Change::Refused(name, why));
+            changes.push(Change::Refused(name, why));
             return Ok(None);
         };
         store.watch((front.as_str(), keys::STATE), &token(name))?;
@@ -293,14 +301,14 @@ fn token(name: VifName) -> String {
 }
 
 /// What concerns one node only, which may have been removed under our hands, is no error.
-fn forgive<E>(answer: Result<(), Error<E>>) -> Result<(), Error<E>> {
+pub(super) fn forgive<E>(answer: Result<(), Error<E>>) -> Result<(), Error<E>> {
     match answer {
         Err(Error::Refused(_)) => Ok(()),
         other => other,
     }
 }
 
-fn children<L: Link>(store: &mut Client<L>, path: &str) -> Answer<Vec<String>, L> {
+pub(super) fn children<L: Link>(store: &mut Client<L>, path: &str) -> Answer<Vec<String>, L> {
     match store.directory(Tx::NONE, path) {
         Ok(names) => Ok(names.map(String::from).collect()),
         Err(Error::Refused(_)) => Ok(vec![]),
@@ -308,12 +316,21 @@ fn children<L: Link>(store: &mut Client<L>, path: &str) -> Answer<Vec<String>, L
     }
 }
 
-fn read_state<L: Link>(store: &mut Client<L>, path: &str) -> Answer<State, L> {
+pub(super) fn read_state<L: Link>(store: &mut Client<L>, path: &str) -> Answer<State, L> {
     match store.read(Tx::NONE, (path, keys::STATE)) {
         Ok(value) => Ok(State::from_value(value)),
         Err(Error::Refused(_)) => Ok(State::Unknown),
         Err(error) => Err(error),
     }
+}
+
+/// Whether a node says so: it is a number that is not 0.
+pub(super) fn is_set<L: Link>(store: &mut Client<L>, path: &str, key: &str) -> Answer<bool, L> {
+    let value: Option<u32> = match store.read_parsed(Tx::NONE, (path, key)) {
+        Err(Error::Refused(_) | Error::BadValue) => None,
+        other => other?,
+    };
+    Ok(value.is_some_and(|value| value != 0))
 }
 
 /// What this backend can do.
@@ -344,11 +361,10 @@ fn read_front<L: Link>(
     let tx_ring = number(keys::TX_RING_REF)?;
     let rx_ring = number(keys::RX_RING_REF)?;
     let event = number(keys::EVENT_CHANNEL)?;
-    let mut is_set = |key| -> Answer<bool, L> { Ok(number(key)?.is_some_and(|value| value != 0)) };
-    let copy = is_set(keys::REQUEST_RX_COPY)?;
-    let sg = is_set(keys::FEATURE_SG)?;
-    let csum_v4 = !is_set(keys::FEATURE_NO_CSUM_OFFLOAD)?;
-    let csum_v6 = is_set(keys::FEATURE_IPV6_CSUM_OFFLOAD)?;
+    let copy = is_set(store, path, keys::REQUEST_RX_COPY)?;
+    let sg = is_set(store, path, keys::FEATURE_SG)?;
+    let csum_v4 = !is_set(store, path, keys::FEATURE_NO_CSUM_OFFLOAD)?;
+    let csum_v6 = is_set(store, path, keys::FEATURE_IPV6_CSUM_OFFLOAD)?;
     let missing = |what: &str| Ok(Err(format!("{path}: {what}")));
     let Some((tx_ring, rx_ring)) = tx_ring.zip(rx_ring) else {
         return missing("no tx-ring-ref and rx-ring-ref");
@@ -366,4 +382,216 @@ fn read_front<L: Link>(
         csum_v4,
         csum_v6,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::switch::fake::{Bench, bench};
+
+    /// Notes what is attached.
+    #[derive(Default)]
+    struct Ports {
+        fronts: Vec<(usize, Front)>,
+        broken: bool,
+        refuse: bool,
+    }
+
+    impl Attach for Ports {
+        fn connect(&mut self, port: usize, front: &Front) -> Result<(), String> {
+            if self.refuse {
+                return Err("no".into());
+            }
+            self.fronts.push((port, *front));
+            Ok(())
+        }
+
+        fn disconnect(&mut self, port: usize) {
+            self.fronts.retain(|(of, _)| *of != port);
+        }
+
+        fn is_broken(&self, _: usize) -> bool {
+            self.broken
+        }
+    }
+
+    /// The toolstack and a host's frontend.
+    struct World {
+        bench: Bench,
+        backend: Backend,
+        ports: Ports,
+    }
+
+    impl World {
+        fn new(ports: usize) -> Self {
+            Self { bench: bench(), backend: Backend::new(ports), ports: Ports::default() }
+        }
+
+        fn front(&self, dom: u16, key: &str, value: &str) {
+            let path = format!("/local/domain/{dom}/device/vif/0/{key}");
+            self.bench.store.borrow_mut().set(&path, value);
+        }
+
+        fn create(&self, dom: u16) {
+            let path = format!("backend/vif/{dom}/0");
+            self.bench
+                .set(&format!("{path}/frontend"), &format!("/local/domain/{dom}/device/vif/0"));
+            self.bench.set(&format!("{path}/frontend-id"), &dom.to_string());
+            self.bench.set(&format!("{path}/online"), "1");
+            self.bench.set(&format!("{path}/state"), "1");
+            self.front(dom, "state", "1");
+        }
+
+        fn connect(&self, dom: u16) {
+            for (key, value) in [
+                ("tx-ring-ref", "520"),
+                ("rx-ring-ref", "521"),
+                ("event-channel", "8"),
+                ("request-rx-copy", "1"),
+                ("feature-sg", "1"),
+                ("feature-ipv6-csum-offload", "1"),
+                ("state", "4"),
+            ] {
+                self.front(dom, key, value);
+            }
+        }
+
+        fn look(&mut self) -> Vec<Change> {
+            let mut changes = Vec::new();
+            let (client, ports) = (&mut self.bench.client, &mut self.ports);
+            self.backend.look_at_all(client, ports, &mut changes, 0).unwrap();
+            changes
+        }
+
+        fn state(&self, dom: u16) -> Option<String> {
+            self.bench.get(&format!("backend/vif/{dom}/0/state"))
+        }
+    }
+
+    fn name(dom: u16) -> VifName {
+        VifName { dom: DomId(dom), handle: 0 }
+    }
+
+    #[test]
+    fn an_interface_comes_is_connected_and_goes_without_a_trace() {
+        let mut world = World::new(4);
+        world.backend.start(&mut world.bench.client).unwrap();
+        world.create(7);
+        assert_eq!(world.look(), [Change::Assigned(0, name(7), Kind::Netback)]);
+        assert_eq!(world.state(7).as_deref(), Some("2"));
+        for key in ["feature-rx-copy", "feature-sg"] {
+            assert_eq!(world.bench.get(&format!("backend/vif/7/0/{key}")).as_deref(), Some("1"));
+        }
+        assert_eq!(world.look(), []);
+        world.connect(7);
+        assert_eq!(world.look(), [Change::Up(0)]);
+        assert_eq!(world.state(7).as_deref(), Some("4"));
+        let front = Front {
+            name: name(7),
+            tx_ring: GrantRef(520),
+            rx_ring: GrantRef(521),
+            event: Port(8),
+            sg: true,
+            csum_v4: true,
+            csum_v6: true,
+        };
+        assert_eq!(world.ports.fronts, [(0, front)]);
+        assert_eq!(world.look(), []);
+        // The toolstack takes it away: the frontend closes first.
+        world.bench.set("backend/vif/7/0/online", "0");
+        world.bench.set("backend/vif/7/0/state", "5");
+        assert_eq!(world.look(), []);
+        world.front(7, "state", "5");
+        assert_eq!(world.look(), [Change::Down(0)]);
+        assert!(world.ports.fronts.is_empty());
+        world.front(7, "state", "6");
+        assert_eq!(world.look(), [Change::Freed(0)]);
+        assert_eq!(world.state(7), None);
+        assert_eq!(world.bench.store.borrow().list("/local/domain/5/backend/vif"), [""; 0]);
+    }
+
+    #[test]
+    fn a_host_that_is_destroyed_leaves_its_port() {
+        let mut world = World::new(4);
+        world.create(7);
+        world.connect(7);
+        assert_eq!(world.look().len(), 2);
+        world.bench.store.borrow_mut().remove("/local/domain/7");
+        assert_eq!(world.look(), [Change::Down(0), Change::Freed(0)]);
+        assert!(world.ports.fronts.is_empty() && world.state(7).is_none());
+        // A hundred times, and nothing is left.
+        for dom in 8..108 {
+            world.create(dom);
+            world.connect(dom);
+            assert_eq!(
+                world.look(),
+                [Change::Assigned(0, name(dom), Kind::Netback), Change::Up(0)]
+            );
+            world.bench.store.borrow_mut().remove(&format!("/local/domain/{dom}"));
+            assert_eq!(world.look(), [Change::Down(0), Change::Freed(0)]);
+        }
+    }
+
+    #[test]
+    fn a_host_that_connects_anew_keeps_its_port() {
+        let mut world = World::new(4);
+        world.create(7);
+        world.connect(7);
+        world.look();
+        world.front(7, "state", "5");
+        assert_eq!(world.look(), [Change::Down(0)]);
+        world.front(7, "state", "6");
+        assert_eq!((world.look(), world.state(7).as_deref()), (vec![], Some("6")));
+        world.front(7, "state", "1");
+        assert_eq!((world.look(), world.state(7).as_deref()), (vec![], Some("2")));
+        world.front(7, "state", "4");
+        assert_eq!(world.look(), [Change::Up(0)]);
+    }
+
+    #[test]
+    fn ports_are_the_lowest_free_or_those_reserved() {
+        let mut world = World::new(3);
+        world.bench.set("data/switch/ports/2/peer", "12/0");
+        (11..15).for_each(|dom| world.create(dom));
+        let changes = world.look();
+        let port = |dom| world.backend.owner(dom).map(|name| name.dom.0);
+        assert_eq!([port(0), port(1), port(2)], [Some(11), Some(13), Some(12)]);
+        let refused = Change::Refused(name(14), "all 3 ports are taken".into());
+        assert_eq!(changes[3], refused);
+    }
+
+    #[test]
+    fn what_a_frontend_lacks_is_said_and_not_attached() {
+        for (missing, sentence) in [
+            ("tx-ring-ref", "no tx-ring-ref and rx-ring-ref"),
+            ("event-channel", "no event-channel"),
+            ("request-rx-copy", "request-rx-copy is not 1, and frames can only be copied"),
+        ] {
+            let mut world = World::new(1);
+            world.create(7);
+            world.connect(7);
+            world.front(7, missing, "nonsense");
+            let changes = world.look();
+            let why = format!("/local/domain/7/device/vif/0: {sentence}");
+            assert_eq!(changes[1], Change::Refused(name(7), why));
+            assert_eq!(world.state(7).as_deref(), Some("5"));
+            assert!(world.ports.fronts.is_empty());
+        }
+        let mut world = World::new(1);
+        world.ports.refuse = true;
+        world.create(7);
+        world.connect(7);
+        assert_eq!(world.look()[1], Change::Refused(name(7), "no".into()));
+    }
+
+    #[test]
+    fn a_host_that_breaks_the_rules_loses_its_port_until_it_starts_anew() {
+        let mut world = World::new(2);
+        world.create(7);
+        world.connect(7);
+        world.look();
+        world.ports.broken = true;
+        assert_eq!(world.look(), [Change::Down(0)]);
+        assert_eq!(world.state(7).as_deref(), Some("5"));
+    }
 }

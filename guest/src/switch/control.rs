@@ -27,6 +27,10 @@ pub const SET_TOKEN: &str = "set";
 pub const QUERY: &str = "data/switch/query";
 /// The token of the watch there.
 pub const QUERY_TOKEN: &str = "query";
+/// Where dom0 asks to see frames, and below, where it is told how.
+pub const CAPTURE: &str = "data/switch/capture";
+/// The token of the watch there.
+pub const CAPTURE_TOKEN: &str = "capture";
 
 type Answer<T, L> = Result<T, Error<<L as Link>::Error>>;
 
@@ -194,12 +198,14 @@ pub struct Control {
     /// The last version seen for each port.
     versions: Vec<Option<u32>>,
     query: Option<u32>,
+    /// The last request for frames.
+    capture: String,
 }
 
 impl Control {
     /// Nothing was asked yet, of `ports` ports.
     pub fn new(ports: usize) -> Self {
-        Self { versions: vec![None; ports], query: None }
+        Self { versions: vec![None; ports], query: None, capture: String::new() }
     }
 
     /// Says that the switch is there, and begins to watch for requests.
@@ -216,6 +222,7 @@ impl Control {
         }
         store.watch(SETTINGS, SET_TOKEN)?;
         store.watch(QUERY, QUERY_TOKEN)?;
+        store.watch(CAPTURE, CAPTURE_TOKEN)?;
         write(store, HOME, "state", "running")
     }
 
@@ -274,6 +281,34 @@ impl Control {
                 write(store, &here, "applied", &version.to_string())
             }
             Err(why) => write(store, &here, "error", &format!("{version} {why}")),
+        }
+    }
+
+    /// Begins or ends to show frames, if dom0 wants it: `exchange` is told what dom0 wrote, `None` to
+    /// end.
+    ///
+    /// # Errors
+    /// What xenstore says.
+    pub fn look_at_capture<L: Link>(
+        &mut self,
+        store: &mut Client<L>,
+        exchange: impl FnOnce(Option<&str>) -> Result<String, String>,
+    ) -> Answer<(), L> {
+        let text = match store.read_text(Tx::NONE, CAPTURE) {
+            Ok(text) => String::from(text),
+            Err(Error::Refused(_) | Error::BadValue) => return Ok(()),
+            Err(error) => return Err(error),
+        };
+        if text == self.capture {
+            return Ok(());
+        }
+        self.capture.clone_from(&text);
+        let Some((version, wanted)) = versioned(&text) else { return Ok(()) };
+        let wanted = Some(wanted).filter(|wanted| *wanted != "off");
+        match exchange(wanted) {
+            Ok(_) if wanted.is_none() => Ok(()),
+            Ok(lease) => write(store, CAPTURE, "ring", &format!("{version} {lease}")),
+            Err(why) => write(store, CAPTURE, "error", &format!("{version} {why}")),
         }
     }
 
@@ -428,5 +463,109 @@ fn write<L: Link>(store: &mut Client<L>, base: &str, key: &str, value: &str) -> 
             Ok(())
         }
         other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::switch::fake::bench;
+    use crate::switch::fdb::{AGE_NS, Fdb};
+    use crate::switch::pool::fake::Memory;
+    use switch_model::{Rate, Span};
+    use tdf_xen::abi::DomId;
+
+    fn fabric(memory: &mut Memory) -> Fabric {
+        Fabric::new(memory.pool(), Fdb::new(AGE_NS), 4, 16, 1)
+    }
+
+    #[test]
+    fn settings_are_applied_once_or_refused_with_a_sentence() {
+        let (mut bench, mut memory) = (bench(), Memory::new(2));
+        let (mut control, mut fabric) = (Control::new(4), fabric(&mut memory));
+        control.start(&mut bench.client, &fabric).unwrap();
+        assert_eq!(bench.get("data/switch/state").as_deref(), Some("running"));
+        let set = |bench: &mut crate::switch::fake::Bench,
+                   control: &mut Control,
+                   fabric: &mut Fabric,
+                   text: &str| {
+            bench.set("data/switch/set/2", text);
+            control.set_all(&mut bench.client, fabric, || 7).unwrap();
+        };
+        let wanted =
+            r#"1 {"egress":{"rate":"10 Gbit/s","delay":"50 us"},"ingress":{"delay":"1 ms"}}"#;
+        set(&mut bench, &mut control, &mut fabric, wanted);
+        let spec = |fabric: &Fabric, direction| *fabric.link(2, direction).unwrap().spec();
+        let egress =
+            PortSpec { rate: Some(Rate::gbit(10)), delay: Span::us(50), ..PortSpec::IDEAL };
+        assert_eq!(spec(&fabric, Direction::Egress), egress);
+        assert_eq!(spec(&fabric, Direction::Ingress).delay, Span::ms(1));
+        assert_eq!(bench.get("data/switch/ports/2/applied").as_deref(), Some("1"));
+        // What is written is what is read.
+        let text = bench.get("data/switch/ports/2/egress").unwrap();
+        assert_eq!(serde_json::from_str::<PortSpec>(&text).unwrap(), egress);
+        for (text, sentence) in [
+            (r#"2 {"egress":{"rat":"1 Gbit/s"}}"#, "2 unknown field `rat`"),
+            (r#"3 {"egress":{"delay":"50"}}"#, "3 "),
+            (r#"4 {"egress":{"delay":"1 us"},"ingress":{"queue_bytes":"0 B"}}"#, "4 "),
+            ("5 nonsense", "5 expected ident"),
+            (r#"6 {"outgress":{}}"#, "6 unknown field `outgress`"),
+        ] {
+            set(&mut bench, &mut control, &mut fabric, text);
+            let error = bench.get("data/switch/ports/2/error").unwrap();
+            assert!(error.starts_with(sentence), "{error}");
+            assert_eq!(spec(&fabric, Direction::Egress), egress, "{text}");
+        }
+        // The same version is the same request.
+        set(&mut bench, &mut control, &mut fabric, r#"6 {"egress":{}}"#);
+        assert_eq!(spec(&fabric, Direction::Egress), egress);
+        set(&mut bench, &mut control, &mut fabric, r#"7 {"egress":{}}"#);
+        assert_eq!(spec(&fabric, Direction::Egress), PortSpec::IDEAL);
+        assert_eq!(spec(&fabric, Direction::Ingress).delay, Span::ms(1), "it was left out");
+        bench.set("data/switch/set/9", r#"1 {"egress":{}}"#);
+        control.set_all(&mut bench.client, &mut fabric, || 7).unwrap();
+    }
+
+    #[test]
+    fn counters_are_written_before_the_answer() {
+        let (mut bench, mut memory) = (bench(), Memory::new(2));
+        let (mut control, mut fabric) = (Control::new(4), fabric(&mut memory));
+        fabric.attach(1);
+        let device = |_| DeviceCounters { faults: 3, ..DeviceCounters::default() };
+        let mut ask = |bench: &mut crate::switch::fake::Bench| {
+            let switch = || SwitchCounters { frames: 8, ..SwitchCounters::default() };
+            control.answer(&mut bench.client, &fabric, device, switch).unwrap();
+        };
+        ask(&mut bench);
+        assert_eq!(bench.get("data/switch/answered"), None);
+        bench.set("data/switch/query", "4");
+        ask(&mut bench);
+        assert_eq!(bench.get("data/switch/answered").as_deref(), Some("4"));
+        let counters = bench.get("data/switch/ports/1/counters").unwrap();
+        let counters: Value = serde_json::from_str(&counters).unwrap();
+        assert_eq!((&counters["faults"], &counters["rx_frames"]), (&3.into(), &0.into()));
+        assert_eq!(bench.get("data/switch/ports/0/counters"), None);
+        let switch: Value =
+            serde_json::from_str(&bench.get("data/switch/counters").unwrap()).unwrap();
+        assert_eq!(switch["frames"], 8);
+    }
+
+    #[test]
+    fn ports_are_published_and_withdrawn() {
+        let (mut bench, mut memory) = (bench(), Memory::new(2));
+        let fabric = fabric(&mut memory);
+        let peer = VifName { dom: DomId(7), handle: 0 };
+        publish_peer(&mut bench.client, &fabric, 3, peer, Kind::Netback, "00:16:3e:00:00:01")
+            .unwrap();
+        publish_link(&mut bench.client, 3, true).unwrap();
+        let get = |key: &str| bench.get(&format!("data/switch/ports/3/{key}"));
+        assert_eq!((get("peer").as_deref(), get("link").as_deref()), (Some("7/0"), Some("up")));
+        assert_eq!(
+            (get("kind").as_deref(), get("egress").as_deref()),
+            (Some("netback"), Some("{}"))
+        );
+        publish_free(&mut bench.client, 3).unwrap();
+        let get = |key: &str| bench.get(&format!("data/switch/ports/3/{key}"));
+        assert_eq!((get("peer"), get("link"), get("kind")), (None, None, None));
     }
 }

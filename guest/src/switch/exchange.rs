@@ -10,19 +10,24 @@ use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use alloc::{format, vec};
+use core::alloc::Layout;
+use core::fmt;
 
-use tdf_xen::abi::{DomId, GrantHandle, PAGE_SIZE, Port};
+use tdf_xen::abi::{DomId, GrantHandle, Mfn, PAGE_SIZE, Port};
 use tdf_xen::evtchn;
-use tdf_xen::grant::{CopyOp, Granted, Local};
+use tdf_xen::grant::{CopyOp, GrantTable, Granted, Local};
 use tdf_xen::hypercall::{Hypercall, Xen};
 use tdf_xen::netback::{Given, Netback, RxFrame};
-use tdf_xen::netif::{Status, TxFrame};
+use tdf_xen::netfront::OwnPage;
+use tdf_xen::netif::{Fault, Status, TxFrame};
 use tdf_xen::shared_ring::SharedPage;
 
 use super::backend::{Attach, Front};
+use super::capture::Capture;
 use super::control::DeviceCounters;
 use super::fabric::{self, Fabric, PORTS_MAX};
-use super::pool::{FrameId, FrameInfo};
+use super::frontend::{Lend, Offer};
+use super::pool::{CHUNK, FrameId, FrameInfo};
 use crate::machine::{Cpu, Machine};
 
 /// Frames in one direction in one round.
@@ -37,19 +42,65 @@ const FAIR: usize = 64;
 pub const LONGEST: u16 = 9000 + 14 + 8;
 /// Pages of address space for the rings of one port.
 const RINGS: usize = 2;
+/// Who may look at frames.
+const DOM0: DomId = DomId(0);
 /// No port.
 const NONE: u8 = u8::MAX;
+
+/// Pages for frames in each direction of a frontend.
+const FRONT_PAGES: usize = 32;
+
+type Netfront = tdf_xen::netfront::Netfront<FRONT_PAGES>;
+
+/// The rings of a port, and this end of them.
+#[derive(Debug)]
+enum End {
+    Back { netback: Netback, dom: DomId, handles: [GrantHandle; RINGS] },
+    Front(Box<Lent>),
+}
+
+/// A frontend, and the memory that it lends.
+#[derive(Debug)]
+struct Lent {
+    netfront: Netfront,
+    memory: *mut u8,
+}
+
+/// What [`Lent`] lends: whole pages.
+const LENT: Layout = match Layout::from_size_align(Netfront::PAGES * PAGE_SIZE, PAGE_SIZE) {
+    Ok(layout) => layout,
+    Err(_) => panic!("so many pages are no layout"),
+};
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this layout; dropped only when nobody has a page of it any more.
+        unsafe { alloc::alloc::dealloc(self.memory, LENT) }
+    }
+}
 
 /// A host's interface.
 #[derive(Debug)]
 struct Device {
-    netback: Netback,
-    dom: DomId,
+    end: End,
     event: Port,
-    handles: [GrantHandle; RINGS],
     csum_v4: bool,
     csum_v6: bool,
     counters: DeviceCounters,
+}
+
+/// What this domain lends to others.
+pub struct Lending {
+    /// The grant table.
+    pub grants: GrantTable,
+    /// The machine frame of a page of the heap.
+    pub frame: fn(*const u8) -> Option<Mfn>,
+}
+
+impl fmt::Debug for Lending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.grants.fmt(f)
+    }
 }
 
 /// A frame on its way in.
@@ -95,6 +146,11 @@ pub struct Exchange<'a, X> {
     channels: Box<[u8]>,
     /// Address space for rings.
     window: usize,
+    lending: Lending,
+    /// Frontends that are over, by port, whose backends have yet to let go of their pages.
+    leftovers: Vec<(usize, Box<Lent>)>,
+    /// Captures that are over, and whose readers have yet to let go.
+    captures: Vec<Capture>,
     /// Ports that may have something to send.
     active: u64,
     /// Ports whose hosts have no room for the frame that is next.
@@ -114,7 +170,12 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
     ///
     /// # Safety
     /// The address space is nobody else's, and its page tables exist.
-    pub unsafe fn new(machine: &'a Machine<'a, X>, fabric: Fabric, window: usize) -> Self {
+    pub unsafe fn new(
+        machine: &'a Machine<'a, X>,
+        fabric: Fabric,
+        window: usize,
+        lending: Lending,
+    ) -> Self {
         let ports = fabric.ports();
         Self {
             machine,
@@ -122,6 +183,9 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
             devices: (0..ports).map(|_| None).collect(),
             channels: vec![NONE; evtchn::WORDS * 64].into_boxed_slice(),
             window,
+            lending,
+            leftovers: Vec::new(),
+            captures: Vec::new(),
             active: 0,
             blocked: 0,
             answered: 0,
@@ -142,6 +206,30 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
     pub fn device_counters(&self, port: usize) -> DeviceCounters {
         let device = self.devices.get(port).and_then(Option::as_ref);
         device.map_or_else(DeviceCounters::default, |device| device.counters)
+    }
+
+    /// Pages that are lent.
+    pub fn grants(&self) -> u32 {
+        self.lending.grants.in_use()
+    }
+
+    /// Begins to show frames to dom0, as `request` wants it; what dom0 is to be told.
+    ///
+    /// # Errors
+    /// A sentence that says why that cannot be.
+    pub fn start_capture(&mut self, request: &str) -> Result<String, String> {
+        self.stop_capture();
+        let ports = self.fabric.ports();
+        let (capture, lease) = Capture::new(request, ports, DOM0, &mut self.lending)?;
+        self.fabric.capture(Some(capture));
+        Ok(lease)
+    }
+
+    /// Ends that, and takes back what dom0 has let go of.
+    pub fn stop_capture(&mut self) {
+        self.captures.extend(self.fabric.capture(None));
+        let lending = &mut self.lending;
+        self.captures.retain_mut(|capture| !capture.end(lending));
     }
 
     /// The event channels of all interfaces.
@@ -165,13 +253,34 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
     }
 
     /// Takes what hosts have sent: their frames, in turn, and the copies that bring them in.
-    fn collect_incoming(&mut self, mut used: usize) -> usize {
+    fn collect_incoming(&mut self, now: u64, mut used: usize) -> usize {
         let mut todo = self.active.rotate_right(self.turn);
         while let Some(port) = fabric::next(&mut todo) {
             let port = (port + self.turn as usize) % PORTS_MAX;
             let Some(Some(device)) = self.devices.get_mut(port) else {
                 self.active &= !(1 << port);
                 continue;
+            };
+            let Device { end, counters: seen, .. } = device;
+            let (netback, dom) = match end {
+                End::Back { netback, dom, .. } => (netback, *dom),
+                End::Front(lent) => {
+                    match receive(&mut lent.netfront, &mut self.fabric, now, port) {
+                        Ok(Received { frames, more }) => {
+                            self.work.frames += frames;
+                            self.answered |= u64::from(frames > 0) << port;
+                            if !more {
+                                self.active &= !(1 << port);
+                            }
+                        }
+                        Err(fault) => {
+                            seen.faults += 1;
+                            log::warn!("port {port}: {fault}");
+                            self.active &= !(1 << port);
+                        }
+                    }
+                    continue;
+                }
             };
             let mut fair = FAIR;
             loop {
@@ -184,14 +293,14 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                     break;
                 }
                 fair -= 1;
-                let chain = match device.netback.take_tx() {
+                let chain = match netback.take_tx() {
                     Ok(Some(chain)) => chain,
                     Ok(None) => {
                         self.active &= !(1 << port);
                         break;
                     }
                     Err(fault) => {
-                        device.counters.faults += 1;
+                        seen.faults += 1;
                         log::warn!("port {port}: {fault}");
                         self.active &= !(1 << port);
                         break;
@@ -209,14 +318,14 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                     if let Some(counters) = self.fabric.counters_mut(port) {
                         counters.no_memory += 1;
                     }
-                    let _ = device.netback.answer_tx(chain, Status::DROPPED);
+                    let _ = netback.answer_tx(chain, Status::DROPPED);
                     continue;
                 };
                 let mut at = 0;
                 for fragment in chain.fragments() {
                     let mut offset = fragment.offset;
                     pool.pieces(frame, at, fragment.size.into(), |piece| {
-                        let source = Granted { dom: device.dom, gref: fragment.gref, offset };
+                        let source = Granted { dom, gref: fragment.gref, offset };
                         let dest = Local { frame: piece.page, offset: piece.offset };
                         // Both were checked: a fragment lies within its page, a piece in its own.
                         if let Ok(copy) = CopyOp::from_grant(source, dest, piece.len) {
@@ -252,9 +361,33 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                     }
                 }
                 let len = self.fabric.pool().len(frame) as u16;
-                let pages = match device.netback.take_rx(len) {
+                let (netback, dom) = match &mut device.end {
+                    End::Back { netback, dom, .. } => (netback, *dom),
+                    End::Front(lent) => {
+                        match send(&mut lent.netfront, &self.fabric, frame) {
+                            Ok(true) => {
+                                self.answered |= 1 << port;
+                                self.fabric.take(port);
+                                self.fabric.pool_mut().release(frame);
+                                continue;
+                            }
+                            Ok(false) if len <= LONGEST => {}
+                            Ok(false) => {
+                                self.fabric.refuse(port);
+                                continue;
+                            }
+                            Err(fault) => {
+                                device.counters.faults += 1;
+                                log::warn!("port {port}: {fault}");
+                            }
+                        }
+                        self.blocked |= 1 << port;
+                        break;
+                    }
+                };
+                let pages = match netback.take_rx(len) {
                     Ok(Some(pages)) => pages,
-                    Ok(None) if device.netback.may_give(len) => {
+                    Ok(None) if netback.may_give(len) => {
                         self.blocked |= 1 << port;
                         break;
                     }
@@ -277,7 +410,7 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                     let mut offset = 0;
                     pool.pieces(frame, at, slot.size.into(), |piece| {
                         let source = Local { frame: piece.page, offset: piece.offset };
-                        let dest = Granted { dom: device.dom, gref: slot.gref, offset };
+                        let dest = Granted { dom, gref: slot.gref, offset };
                         // As above.
                         if let Ok(copy) = CopyOp::to_grant(source, dest, piece.len) {
                             self.copies[used] = copy;
@@ -298,7 +431,8 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
         let now = self.now();
         self.fabric.advance(now);
         let out = self.collect_outgoing();
-        let used = self.collect_incoming(out);
+        let frames = self.work.frames;
+        let used = self.collect_incoming(now, out);
         if used > 0 {
             // SAFETY: own pages are written to only where the pool has just given them out, and hold
             // nothing but frames that are for the host that gets them.
@@ -313,7 +447,7 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
             self.finish(now);
         }
         self.publish();
-        used > 0
+        used > 0 || self.work.frames > frames
     }
 
     /// Looks how the copies went, and answers for them.
@@ -333,7 +467,9 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                 device.counters.faults += 1;
                 Given::Failed
             };
-            let _ = device.netback.answer_rx(pages, given);
+            if let End::Back { netback, .. } = &mut device.end {
+                let _ = netback.answer_rx(pages, given);
+            }
         }
         for Incoming { port, frame, end, chain } in self.incoming.drain(..) {
             let copies = &self.copies[start..usize::from(end)];
@@ -342,7 +478,9 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
             if let Some(Some(device)) = self.devices.get_mut(usize::from(port)) {
                 let status = if whole { Status::OKAY } else { Status::ERROR };
                 device.counters.faults += u64::from(!whole);
-                let _ = device.netback.answer_tx(chain, status);
+                if let End::Back { netback, .. } = &mut device.end {
+                    let _ = netback.answer_tx(chain, status);
+                }
             }
             if whole {
                 self.fabric.arrive(now, usize::from(port), frame);
@@ -356,7 +494,10 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
     fn publish(&mut self) {
         while let Some(port) = fabric::next(&mut self.answered) {
             let Some(Some(device)) = self.devices.get_mut(port) else { continue };
-            let notify = device.netback.publish();
+            let notify = match &mut device.end {
+                End::Back { netback, .. } => netback.publish(),
+                End::Front(lent) => lent.netfront.publish(),
+            };
             if notify.tx || notify.rx {
                 device.counters.notifies_sent += 1;
                 self.work.hypercalls += 1;
@@ -371,12 +512,16 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
         let mut idle = true;
         for (port, device) in self.devices.iter_mut().enumerate() {
             let Some(device) = device else { continue };
-            let waiting = match self.blocked >> port & 1 {
-                0 => None,
-                _ => self.fabric.peek(port).map(|frame| self.fabric.pool().len(frame) as u16),
+            let blocked = self.blocked >> port & 1 != 0;
+            let waiting = self.fabric.peek(port).filter(|_| blocked);
+            let work = match &mut device.end {
+                End::Back { netback, .. } => {
+                    netback.arm(waiting.map(|frame| self.fabric.pool().len(frame) as u16))
+                }
+                End::Front(lent) => lent.netfront.arm(waiting.is_some()),
             };
             // A faulty one has nothing to do any more.
-            if device.netback.arm(waiting).unwrap_or(false) {
+            if work.unwrap_or(false) {
                 self.active |= 1 << port;
                 self.blocked &= !(1 << port);
                 idle = false;
@@ -388,6 +533,43 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
     /// When there is something to do next without any event; `u64::MAX` if never.
     pub fn deadline(&self) -> u64 {
         self.fabric.deadline()
+    }
+
+    /// Ends everything that this port took part in.
+    fn forget(&mut self, port: usize, event: Port) {
+        let bit = !(1 << port);
+        self.active &= bit;
+        self.blocked &= bit;
+        self.answered &= bit;
+        if let Some(channel) = self.channels.get_mut(event.0 as usize) {
+            *channel = NONE;
+        }
+        if let Err(error) = self.machine.xen.evtchn_close(event) {
+            log::error!("port {port}: its event channel cannot be closed: {error}");
+        }
+        self.fabric.detach(port);
+    }
+
+    /// A frontend whose pages are lent to `back`.
+    fn make_front(&mut self, back: DomId, sg: bool) -> Result<Box<Lent>, String> {
+        // SAFETY: the layout is not empty.
+        let memory = unsafe { alloc::alloc::alloc(LENT) };
+        if memory.is_null() {
+            return Err("there is no memory for another interface".into());
+        }
+        let frame = self.lending.frame;
+        let pages = (0..Netfront::PAGES).map_while(|n| {
+            let at = memory.wrapping_add(n * PAGE_SIZE);
+            // SAFETY: the allocation's, which lives until nobody uses the pages.
+            frame(at).map(|frame| unsafe { OwnPage::new(at, frame) })
+        });
+        let longest = if sg { LONGEST } else { PAGE_SIZE as u16 };
+        let netfront = Netfront::new(pages, &mut self.lending.grants, back, longest, LONGEST);
+        netfront.map(|netfront| Box::new(Lent { netfront, memory })).map_err(|error| {
+            // SAFETY: just allocated, and nothing of it is lent.
+            unsafe { alloc::alloc::dealloc(memory, LENT) };
+            error.to_string()
+        })
     }
 
     fn plug(&mut self, port: usize, device: Device) {
@@ -448,10 +630,12 @@ impl<X: Hypercall + Cpu> Attach for Exchange<'_, X> {
         let (tx, rx) = unsafe { (SharedPage::new(page(tx)), SharedPage::new(page(rx))) };
         let longest = if front.sg { LONGEST } else { PAGE_SIZE as u16 };
         let device = Device {
-            netback: Netback::new(tx, rx, LONGEST, longest),
-            dom: front.name.dom,
+            end: End::Back {
+                netback: Netback::new(tx, rx, LONGEST, longest),
+                dom: front.name.dom,
+                handles: rings.map(|(_, handle)| handle),
+            },
             event,
-            handles: rings.map(|(_, handle)| handle),
             csum_v4: front.csum_v4,
             csum_v6: front.csum_v6,
             counters: DeviceCounters::default(),
@@ -462,27 +646,122 @@ impl<X: Hypercall + Cpu> Attach for Exchange<'_, X> {
 
     fn disconnect(&mut self, port: usize) {
         let Some(device) = self.devices.get_mut(port).and_then(Option::take) else { return };
-        // From here on nothing touches its rings.
-        let Device { event, handles, .. } = device;
-        let bit = !(1 << port);
-        self.active &= bit;
-        self.blocked &= bit;
-        self.answered &= bit;
-        if let Some(channel) = self.channels.get_mut(event.0 as usize) {
-            *channel = NONE;
+        self.forget(port, device.event);
+        if let End::Back { handles, .. } = device.end {
+            let address = |ring: usize| self.window + (port * RINGS + ring) * PAGE_SIZE;
+            let rings = handles.into_iter().enumerate();
+            self.unmap(rings.map(|(ring, handle)| (address(ring), handle)));
         }
-        if let Err(error) = self.machine.xen.evtchn_close(event) {
-            log::error!("port {port}: its event channel cannot be closed: {error}");
-        }
-        let address = |ring: usize| self.window + (port * RINGS + ring) * PAGE_SIZE;
-        self.unmap(handles.into_iter().enumerate().map(|(ring, handle)| (address(ring), handle)));
-        self.fabric.detach(port);
     }
 
     fn is_broken(&self, port: usize) -> bool {
         let device = self.devices.get(port).and_then(Option::as_ref);
-        device.is_some_and(|device| device.netback.fault().is_some())
+        device.is_some_and(|device| match &device.end {
+            End::Back { netback, .. } => netback.fault().is_some(),
+            End::Front(lent) => lent.netfront.fault().is_some(),
+        })
     }
+}
+
+impl<X: Hypercall + Cpu> Lend for Exchange<'_, X> {
+    fn lend(&mut self, port: usize, back: DomId, sg: bool) -> Result<Offer, String> {
+        let mut lent = self.make_front(back, sg)?;
+        let event = self.machine.xen.evtchn_alloc_unbound(back);
+        let channel = event.ok().and_then(|event| self.channels.get_mut(event.0 as usize));
+        let (Ok(event), Some(channel)) = (event, channel) else {
+            if let Ok(event) = event {
+                let _ = self.machine.xen.evtchn_close(event);
+            }
+            lent.netfront.close(&mut self.lending.grants);
+            return Err("there is no event channel for another interface".into());
+        };
+        *channel = port as u8;
+        let rings = lent.netfront.ring_refs();
+        // The backend finds its pages when it comes; there is nobody to be woken yet.
+        let _ = lent.netfront.publish();
+        let device = Device {
+            end: End::Front(lent),
+            event,
+            csum_v4: true,
+            csum_v6: true,
+            counters: DeviceCounters::default(),
+        };
+        self.plug(port, device);
+        Ok(Offer { rings, event })
+    }
+
+    fn take_back(&mut self, port: usize) {
+        let Some(device) = self.devices.get_mut(port).and_then(Option::take) else { return };
+        self.forget(port, device.event);
+        if let End::Front(mut lent) = device.end
+            && lent.netfront.close(&mut self.lending.grants) > 0
+        {
+            self.leftovers.push((port, lent));
+        }
+    }
+
+    fn has_all_back(&mut self, port: usize) -> bool {
+        let grants = &mut self.lending.grants;
+        self.leftovers.retain_mut(|(of, lent)| *of != port || lent.netfront.close(grants) > 0);
+        self.leftovers.iter().all(|(of, _)| *of != port)
+    }
+
+    fn is_faulty(&self, port: usize) -> bool {
+        self.is_broken(port)
+    }
+}
+
+/// What a frontend has received.
+struct Received {
+    frames: u64,
+    /// There may be more.
+    more: bool,
+}
+
+/// Takes frames out of a frontend's pages.
+fn receive(
+    netfront: &mut Netfront,
+    fabric: &mut Fabric,
+    now: u64,
+    port: usize,
+) -> Result<Received, Fault> {
+    let mut frames = 0;
+    while frames < FAIR as u64 {
+        let Some(received) = netfront.receive()? else {
+            return Ok(Received { frames, more: false });
+        };
+        frames += 1;
+        let info = FrameInfo {
+            refs: 1,
+            port: port as u8,
+            csum_blank: received.csum_blank(),
+            validated: received.data_validated(),
+        };
+        let frame = fabric.pool_mut().take(received.total().into(), info);
+        if let Some(frame) = frame {
+            let mut at = 0;
+            fabric.pool_mut().for_each_chunk(frame, |bytes| {
+                at += netfront.copy(&received, at, bytes);
+            });
+        } else if let Some(counters) = fabric.counters_mut(port) {
+            counters.no_memory += 1;
+        }
+        netfront.recycle(received);
+        if let Some(frame) = frame {
+            fabric.arrive(now, port, frame);
+        }
+    }
+    Ok(Received { frames, more: true })
+}
+
+/// Puts a frame into a frontend's pages; whether there was room.
+fn send(netfront: &mut Netfront, fabric: &Fabric, frame: FrameId) -> Result<bool, Fault> {
+    let mut parts: [&[u8]; LONGEST as usize / CHUNK + 1] = [&[]; _];
+    for (part, bytes) in parts.iter_mut().zip(fabric.pool().chunks(frame)) {
+        *part = bytes;
+    }
+    let FrameInfo { csum_blank, validated, .. } = fabric.pool().info(frame);
+    netfront.send(&parts, csum_blank, csum_blank || validated)
 }
 
 #[cfg(test)]
@@ -496,7 +775,7 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet, VecDeque};
     use switch_model::{PortSpec, Span};
     use tdf_xen::abi::{
-        EVTCHNOP_SEND, GNTTABOP_COPY, Mfn, NR_EVENT_CHANNEL_OP, NR_GRANT_TABLE_OP, Vcpu,
+        EVTCHNOP_SEND, GNTTABOP_COPY, NR_EVENT_CHANNEL_OP, NR_GRANT_TABLE_OP, Vcpu,
     };
     use tdf_xen::fake::{Config, FakeXen};
     use tdf_xen::netif::{
@@ -616,8 +895,12 @@ mod tests {
     fn exchange<'a>(machine: &'a Machine<'a, World>, ports: usize) -> Exchange<'a, World> {
         let pool = machine.xen.memory.borrow_mut().pool();
         let fabric = Fabric::new(pool, Fdb::new(AGE_NS), ports, 256, 1);
-        // SAFETY: nothing is mapped there in these tests.
-        unsafe { Exchange::new(machine, fabric, 0) }
+        // SAFETY: nothing is mapped or lent in these tests.
+        unsafe {
+            let lending =
+                Lending { grants: GrantTable::new(std::ptr::null_mut(), 0), frame: |_| None };
+            Exchange::new(machine, fabric, 0, lending)
+        }
     }
 
     /// A host with the frontend of an interface, whose pages for frames are granted for good.
@@ -661,10 +944,12 @@ mod tests {
             exchange.plug(
                 port,
                 Device {
-                    netback: Netback::new(page(tx), page(rx), LONGEST, LONGEST),
-                    dom: DomId(dom),
+                    end: super::End::Back {
+                        netback: Netback::new(page(tx), page(rx), LONGEST, LONGEST),
+                        dom: DomId(dom),
+                        handles: [GrantHandle(0); RINGS],
+                    },
                     event: Port(100 + u32::from(dom)),
-                    handles: [GrantHandle(0); RINGS],
                     csum_v4: true,
                     csum_v6: false,
                     counters: DeviceCounters::default(),

@@ -11,6 +11,7 @@ use alloc::collections::VecDeque;
 
 use switch_model::{Delivery, Event, PortSpec};
 
+use super::capture::Capture;
 use super::ether::{self, HEADER};
 use super::fdb::Fdb;
 use super::link::{Link, LinkError, Offered};
@@ -77,6 +78,7 @@ pub struct Fabric {
     egress: u64,
     /// Ports with frames for their hosts.
     ready: u64,
+    capture: Option<Capture>,
 }
 
 /// The lowest bit of `bits`, which is removed.
@@ -106,6 +108,7 @@ impl Fabric {
             ingress: 0,
             egress: 0,
             ready: 0,
+            capture: None,
         }
     }
 
@@ -199,6 +202,11 @@ impl Fabric {
         }
     }
 
+    /// Lets `capture` see all frames from now on; gives back what saw them before.
+    pub fn capture(&mut self, capture: Option<Capture>) -> Option<Capture> {
+        core::mem::replace(&mut self.capture, capture)
+    }
+
     /// A frame from the host of `port` is complete in the pool at `now`.
     #[inline]
     pub fn arrive(&mut self, now: u64, port: usize, frame: FrameId) {
@@ -206,6 +214,9 @@ impl Fabric {
         let len = self.pool.len(frame);
         this.counters.rx_frames += 1;
         this.counters.rx_bytes += u64::from(len);
+        if let Some(capture) = &mut self.capture {
+            capture.record(now, port, Direction::Ingress, &self.pool, frame);
+        }
         if this.ingress.is_ideal() {
             return self.forward(now, port, frame);
         }
@@ -243,8 +254,8 @@ impl Fabric {
         let mut bits = self.egress;
         while let Some(port) = next(&mut bits) {
             while let Some(event) = self.ports[port].egress.pop_due(now) {
-                if let Some((frame, _)) = self.happened(port, event) {
-                    self.give(port, frame);
+                if let Some((frame, at)) = self.happened(port, event) {
+                    self.give(at, port, frame);
                 }
             }
             if self.ports[port].egress.deadline() == u64::MAX {
@@ -356,11 +367,11 @@ impl Fabric {
         if this.egress.is_ideal() {
             let len = self.pool.len(frame);
             this.egress.offer(at, frame, len, flood, &[]);
-            return self.give(port, frame);
+            return self.give(at, port, frame);
         }
         let len = self.pool.len(frame);
         match this.egress.offer(at, frame, len, flood, self.pool.head(frame)) {
-            Offered::Through => self.give(port, frame),
+            Offered::Through => self.give(at, port, frame),
             Offered::Held => self.egress |= 1 << port,
             Offered::Twice => {
                 self.pool.info_mut(frame).refs += 1;
@@ -372,8 +383,11 @@ impl Fabric {
 
     /// The frame is at the host's end of the line.
     #[inline]
-    fn give(&mut self, port: usize, frame: FrameId) {
+    fn give(&mut self, at: u64, port: usize, frame: FrameId) {
         let this = &mut self.ports[port];
+        if let Some(capture) = &mut self.capture {
+            capture.record(at, port, Direction::Egress, &self.pool, frame);
+        }
         if this.out.len() >= OUT_MAX {
             this.counters.host_full += 1;
             return self.pool.release(frame);

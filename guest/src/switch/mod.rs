@@ -7,11 +7,15 @@
 //! straight to it, and no other domain sees a frame.
 
 pub mod backend;
+pub mod capture;
 pub mod control;
 pub mod ether;
 pub mod exchange;
 pub mod fabric;
+#[cfg(test)]
+mod fake;
 pub mod fdb;
+pub mod frontend;
 pub mod link;
 pub mod options;
 pub mod pool;
@@ -28,6 +32,7 @@ use crate::machine::{Cpu, Machine};
 use backend::{Backend, Change, VifName};
 use control::{Control, Kind, SwitchCounters};
 use exchange::Exchange;
+use frontend::Frontend;
 
 /// Where the toolstack asks the domain to end, and the token of the watch there.
 const SHUTDOWN: &str = "control/shutdown";
@@ -39,9 +44,12 @@ const ROUNDS: usize = 32;
 enum News {
     Vif(VifName),
     Vifs,
+    Own(u32),
+    Owns,
     Setting(usize),
     Settings,
     Query,
+    Capture,
     Shutdown,
     Everything,
 }
@@ -55,10 +63,19 @@ impl News {
                 let below = path.strip_prefix(backend::VIFS).and_then(|p| p.strip_prefix('/'));
                 below.and_then(VifName::parse).map_or(Self::Vifs, Self::Vif)
             }
+            frontend::TOKEN => {
+                let below = path.strip_prefix(frontend::VIFS).and_then(|p| p.strip_prefix('/'));
+                let handle = below.and_then(|below| below.split('/').next()?.parse().ok());
+                handle.map_or(Self::Owns, Self::Own)
+            }
             control::SET_TOKEN => Control::port_of(path).map_or(Self::Settings, Self::Setting),
             control::QUERY_TOKEN => Self::Query,
+            control::CAPTURE_TOKEN => Self::Capture,
             SHUTDOWN => Self::Shutdown,
-            token => Self::Vif(VifName::parse(token.strip_prefix(backend::FRONT_TOKEN)?)?),
+            token => match token.strip_prefix(frontend::BACK_TOKEN) {
+                Some(handle) => Self::Own(handle.parse().ok()?),
+                None => Self::Vif(VifName::parse(token.strip_prefix(backend::FRONT_TOKEN)?)?),
+            },
         })
     }
 }
@@ -103,6 +120,7 @@ pub struct Switch<'a, X, L> {
     store: Client<L>,
     store_event: Port,
     backend: Backend,
+    frontend: Frontend,
     control: Control,
     /// Events that were taken from xenstore's ring but not looked at.
     news: Vec<News>,
@@ -128,6 +146,7 @@ impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
             store,
             store_event,
             backend: Backend::new(ports),
+            frontend: Frontend::default(),
             control: Control::new(ports),
             news: Vec::new(),
             channels: Vec::new(),
@@ -146,6 +165,7 @@ impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
     fn start(&mut self) -> Result<(), End<L::Error>> {
         self.control.start(&mut self.store, &self.exchange.fabric)?;
         self.backend.start(&mut self.store)?;
+        self.frontend.start(&mut self.store)?;
         self.store.watch(SHUTDOWN, SHUTDOWN)?;
         self.channels.push(self.store_event);
         Ok(())
@@ -199,39 +219,65 @@ impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
     }
 
     fn act(&mut self, news: News) -> Result<Option<Shutdown>, End<L::Error>> {
-        let Self { store, exchange, backend, control, machine, .. } = self;
+        let Self { store, exchange, backend, frontend, control, machine, .. } = self;
         let now = || machine.system_time_ns().max(0).cast_unsigned();
+        let mut changes = Vec::new();
+        let ports = exchange.fabric.ports();
+        // Both kinds of interfaces draw from the same ports.
+        let others = |taken: &dyn Fn(usize) -> bool| {
+            (0..ports).filter(|port| taken(*port)).fold(0, |ports, port| ports | 1 << port)
+        };
+        let everything = news == News::Everything;
         match news {
-            News::Vif(name) => backend.look_at(store, exchange, name)?,
-            News::Vifs => backend.look_at_all(store, exchange)?,
+            News::Vif(name) => {
+                let fronts = others(&|port| frontend.owner(port).is_some());
+                backend.look_at(store, exchange, name, &mut changes, fronts)?;
+            }
+            News::Own(handle) => {
+                frontend.look_at(store, exchange, handle, &mut changes, backend)?;
+            }
             News::Setting(port) => control.set(store, &mut exchange.fabric, port, now)?,
-            News::Settings => control.set_all(store, &mut exchange.fabric, now)?,
             News::Query => self.answer()?,
+            News::Capture => self.look_at_capture()?,
             News::Shutdown => return self.asked_to_end(),
-            News::Everything => {
-                backend.look_at_all(store, exchange)?;
-                control.set_all(store, &mut exchange.fabric, now)?;
-                self.answer()?;
-                return self.asked_to_end();
+            News::Vifs | News::Owns | News::Settings | News::Everything => {
+                if everything || news == News::Vifs {
+                    let fronts = others(&|port| frontend.owner(port).is_some());
+                    backend.look_at_all(store, exchange, &mut changes, fronts)?;
+                }
+                if everything || news == News::Owns {
+                    frontend.look_at_all(store, exchange, &mut changes, backend)?;
+                }
+                if everything || news == News::Settings {
+                    control.set_all(store, &mut exchange.fabric, now)?;
+                }
             }
         }
-        self.publish_changes()?;
+        self.publish_changes(changes)?;
+        if everything {
+            self.answer()?;
+            self.look_at_capture()?;
+            return self.asked_to_end();
+        }
         Ok(None)
     }
 
-    fn publish_changes(&mut self) -> Result<(), End<L::Error>> {
-        for change in self.backend.take_changes() {
+    fn publish_changes(&mut self, changes: Vec<Change>) -> Result<(), End<L::Error>> {
+        for change in changes {
             let store = &mut self.store;
             match change {
-                Change::Assigned(port, name) => {
-                    let path = alloc::format!("{}/{name}", backend::VIFS);
+                Change::Assigned(port, name, kind) => {
+                    let path = match kind {
+                        Kind::Netback => alloc::format!("{}/{name}", backend::VIFS),
+                        Kind::Netfront => alloc::format!("{}/{}", frontend::VIFS, name.handle),
+                    };
                     let mac = match store.read_text(Tx::NONE, (path.as_str(), "mac")) {
                         Ok(mac) => String::from(mac),
                         Err(Error::Refused(_) | Error::BadValue) => String::new(),
                         Err(error) => return Err(error.into()),
                     };
                     let fabric = &self.exchange.fabric;
-                    control::publish_peer(store, fabric, port, name, Kind::Netback, &mac)?;
+                    control::publish_peer(store, fabric, port, name, kind, &mac)?;
                 }
                 Change::Up(port) => {
                     log::info!("port {port}: up");
@@ -271,11 +317,22 @@ impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
             stations,
             pool_free: pool.available(),
             pool_total: pool.total(),
-            grants: 0,
+            grants: exchange.grants(),
             heap_free: heap_free() as u64,
         };
         let device = |port| exchange.device_counters(port);
         Ok(control.answer(store, &exchange.fabric, device, switch)?)
+    }
+
+    fn look_at_capture(&mut self) -> Result<(), End<L::Error>> {
+        let Self { store, exchange, control, .. } = self;
+        Ok(control.look_at_capture(store, |wanted| match wanted {
+            Some(request) => exchange.start_capture(request),
+            None => {
+                exchange.stop_capture();
+                Ok(String::new())
+            }
+        })?)
     }
 
     fn asked_to_end(&mut self) -> Result<Option<Shutdown>, End<L::Error>> {
