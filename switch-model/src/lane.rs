@@ -3,7 +3,8 @@
 //!
 //! The heap has four branches at each node: half the levels of a binary one, and the four that are
 //! compared lie side by side. A frame that leaves is replaced by walking its gap down to the bottom
-//! without asking whether the last frame would fit before, as it hardly ever does.
+//! without asking whether the last frame would fit before, as it hardly ever does. Frames of the same
+//! key leave in an order that this shape and this walk decide: it is part of the frozen trace.
 
 use core::hint::select_unpredictable;
 
@@ -54,10 +55,13 @@ pub(crate) const MAX_LINKED: usize = 1 << 15;
 /// Branches of the heap at each node.
 const BRANCHES: usize = 4;
 
+/// The slot of the heap's top, if there are so many: it makes neighbours lie in groups of four.
+const TOP: usize = BRANCHES - 1;
+
 /// Frames in flight.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Lane {
-    /// The first frame of the ring; a heap begins at 0.
+    /// The first frame of the ring, or the top of the heap.
     head: u32,
     held: u32,
     heap: bool,
@@ -85,14 +89,19 @@ impl Lane {
     #[cold]
     fn convert(&mut self, slots: &mut [Slot], heap: bool) {
         let (mask, ring) = (slots.len() - 1, self.head as usize);
-        (self.heap, self.head) = (heap, 0);
-        let mut to = 0;
-        for from in 0..slots.len() {
+        (self.heap, self.head) = (heap, if heap { TOP as u32 } else { 0 });
+        if !heap {
+            return;
+        }
+        let mut places = 0;
+        for i in 0..slots.len() {
+            let from = slot_of(i, slots.len());
+            let Slot { key, tag, .. } = slots[from];
+            slots[from].key = NOTHING;
             if (from.wrapping_sub(ring) & mask) < self.held as usize {
-                let Slot { key, tag, .. } = slots[from];
-                // Where it comes from has been read, as `to` is never ahead.
-                rise(slots, to, key, tag);
-                to += 1;
+                // What was there has been read, as `places` is never ahead.
+                rise(slots, places, key, tag);
+                places += 1;
             }
         }
     }
@@ -138,47 +147,97 @@ impl Lane {
     }
 }
 
+/// Where the heap's place `place` is in the memory.
+#[inline]
+fn slot_of(place: usize, slots: usize) -> usize {
+    (place + TOP) & (slots - 1)
+}
+
 /// Puts a frame where `gap` is, or above it if it is due before what is there.
 #[inline]
 fn rise(slots: &mut [Slot], mut gap: usize, key: u64, tag: u32) {
+    let len = slots.len();
     while gap > 0 {
         let above = (gap - 1) / BRANCHES;
-        let Slot { key: above_key, tag: above_tag, .. } = slots[above];
+        let Slot { key: above_key, tag: above_tag, .. } = slots[slot_of(above, len)];
         if above_key <= key {
             break;
         }
-        (slots[gap].key, slots[gap].tag) = (above_key, above_tag);
+        let slot = &mut slots[slot_of(gap, len)];
+        (slot.key, slot.tag) = (above_key, above_tag);
         gap = above;
     }
-    (slots[gap].key, slots[gap].tag) = (key, tag);
+    let slot = &mut slots[slot_of(gap, len)];
+    (slot.key, slot.tag) = (key, tag);
 }
 
 /// Fills the gap at the top with what is below; the last of the heap, at `last`, goes elsewhere.
+///
+/// Which way the gap goes is a matter of chance, so nothing branches on it. Unused slots hold
+/// [`NOTHING`], so that all ways are equally long.
 #[inline(never)]
 fn fill(slots: &mut [Slot], last: usize) {
-    let Slot { key, tag, .. } = slots[last];
-    let heap = &mut slots[..last];
-    let (mut gap, mut first) = (0, 1);
-    while let Some([a, b, c, d]) = heap.get(first..first + BRANCHES) {
-        let left = earlier((first, a.key), (first + 1, b.key));
-        let right = earlier((first + 2, c.key), (first + 3, d.key));
-        let (below, moved_key) = earlier(left, right);
-        (heap[gap].key, heap[gap].tag) = (moved_key, heap[below].tag);
-        (gap, first) = (below, below * BRANCHES + 1);
+    let mask = slots.len() - 1;
+    let end = &mut slots[(last + TOP) & mask];
+    let Slot { key, tag, .. } = *end;
+    end.key = NOTHING;
+    if last == 0 {
+        return;
     }
-    // At the bottom there may be fewer.
-    let few = heap.iter().enumerate().skip(first).map(|(i, slot)| (i, slot.key));
-    if let Some((below, moved_key)) = few.reduce(earlier) {
-        (heap[gap].key, heap[gap].tag) = (moved_key, heap[below].tag);
-        gap = below;
+    let (mut gap, mut group) = (TOP, 1);
+    // The levels below the top begin at the places 1, 5, 21, …
+    let levels = (3 * last).ilog2() / 2;
+    // Not in a loop from the start: a processor learns by its place in the code which load has to wait
+    // for which store, and that of one level waits for those of the same.
+    if levels > 1 {
+        (gap, group) = descend(slots, gap, group);
     }
-    if gap < last {
-        rise(heap, gap, key, tag);
+    if levels > 2 {
+        (gap, group) = descend(slots, gap, group);
     }
+    if levels > 3 {
+        (gap, group) = descend(slots, gap, group);
+    }
+    for _ in 4..levels {
+        (gap, group) = descend(slots, gap, group);
+    }
+    if levels > 0 {
+        // The lowest level goes beyond the memory. The last group in it is the one with the top.
+        let groups = slots.as_chunks::<BRANCHES>().0;
+        let Some(four) = groups.get(group & (groups.len() - 1)) else { return };
+        let (some, all) = (group <= groups.len(), group < groups.len());
+        let real = |i: usize, is| select_unpredictable(is, four[i].key, NOTHING);
+        let (below, key) = earliest([real(0, some), real(1, some), real(2, some), real(3, all)]);
+        let tag = four[below].tag;
+        let top = &mut slots[gap & mask];
+        (top.key, top.tag) = (key, tag);
+        gap = select_unpredictable(key == NOTHING, gap, group * BRANCHES + below);
+    }
+    rise(slots, gap - TOP, key, tag);
+}
+
+/// Fills the gap with the first of the group below it; where the gap is then, and what is below.
+#[inline(always)]
+fn descend(slots: &mut [Slot], gap: usize, group: usize) -> (usize, usize) {
+    let mask = slots.len() - 1;
+    let Some(four) = slots.as_chunks::<BRANCHES>().0.get(group) else { return (gap, group) };
+    let (below, key) = earliest([four[0].key, four[1].key, four[2].key, four[3].key]);
+    let tag = four[below].tag;
+    let top = &mut slots[gap & mask];
+    (top.key, top.tag) = (key, tag);
+    let gap = group * BRANCHES + below;
+    (gap, gap - (TOP - 1))
+}
+
+/// Which of four is the first, and its key.
+#[inline(always)]
+fn earliest(keys: [u64; BRANCHES]) -> (usize, u64) {
+    let [a, b, c, d] = keys;
+    earlier(earlier((0, a), (1, b)), earlier((2, c), (3, d)))
 }
 
 /// Which one it is, is a matter of chance: select, do not branch.
-#[inline]
+#[inline(always)]
 fn earlier(a: (usize, u64), b: (usize, u64)) -> (usize, u64) {
     let wins = b.1 < a.1;
     (select_unpredictable(wins, b.0, a.0), select_unpredictable(wins, b.1, a.1))
