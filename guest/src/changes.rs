@@ -107,6 +107,8 @@ struct Watch<'m, X> {
     last: Option<(TdfSample, Tdf)>,
     /// System time, wall clock and TSC when last read.
     clocks: (i64, i64, u64),
+    /// Real time by which a timer may be late, ns.
+    slack_real_ns: i64,
 }
 
 /// The factor in force in a sample.
@@ -192,7 +194,7 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
         }
         // From here on it is late, by real time that no change of the factor affects.
         let due = *armed.due.get_or_insert(now.real_ns);
-        armed.overdue = now.real_ns > due + TIMER_SLACK_REAL_NS;
+        armed.overdue = now.real_ns > due + self.slack_real_ns;
         Ok(false)
     }
 
@@ -217,7 +219,7 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
         let now = self.read()?;
         let lead = to_virtual_up(factor(&now)?, self.random.next(LEAD_REAL_NS).cast_signed());
         let deadline = now.virt_ns.saturating_add(lead.min(NAP_NS));
-        let latest = i64::from(TDF_MAX) * TIMER_SLACK_REAL_NS;
+        let latest = i64::from(TDF_MAX) * self.slack_real_ns;
         let stolen = self.machine.stolen_ns()?;
         if by_poll {
             self.machine.fired();
@@ -296,6 +298,7 @@ fn attempt<X: Hypercall + Cpu>(
             seen: Seen::default(),
             last: None,
             clocks: (i64::MIN, i64::MIN, 0),
+            slack_real_ns: TIMER_SLACK_REAL_NS.saturating_add_unsigned(options.late_ns),
         };
         let mut run = || -> Result<(), TestError> {
             machine.xen.stop_periodic_timer(machine.vcpu)?;
@@ -351,7 +354,7 @@ mod tests {
             Config { emulated_tsc, fault, change_every_ns: 1_000_000, ..Config::default() };
         let xen = FakeXen::new(config);
         let mut out = String::new();
-        let options = ChangesOptions { span_ns: 20_000_000_000, seed: 7 };
+        let options = ChangesOptions { span_ns: 20_000_000_000, seed: 7, late_ns: 0 };
         let outcome = run(&first_machine(&xen), &xen, options, &mut out);
         (outcome, out)
     }

@@ -31,6 +31,9 @@ pub struct ChangesOptions {
     pub span_ns: u64,
     /// `seed`: of what its timers are set to.
     pub seed: u64,
+    /// `late_ns`: real time by which a timer may be late, besides what Xen needs, ns: where the machine's
+    /// processors are not its own.
+    pub late_ns: u64,
 }
 
 /// The `hostile` self-test's parameters.
@@ -137,6 +140,7 @@ pub fn parse(line: &str) -> Result<Task, CmdlineError<'_>> {
     let (mut test, mut role) = (None, None);
     let mut options = ClocksOptions::default();
     let mut calls = CALLS;
+    let mut late_ns = 0;
     for word in line.split_ascii_whitespace() {
         match word.split_once('=') {
             Some(("test", value)) => test = Some(value),
@@ -145,6 +149,7 @@ pub fn parse(line: &str) -> Result<Task, CmdlineError<'_>> {
             Some(("samples", value)) => options.samples = number("samples", value)?,
             Some(("calls", value)) => calls = number("calls", value)?,
             Some(("seed", value)) => options.seed = number("seed", value)?,
+            Some(("late_ns", value)) => late_ns = number::<u32>("late_ns", value)?.into(),
             _ => {}
         }
     }
@@ -166,7 +171,7 @@ pub fn parse(line: &str) -> Result<Task, CmdlineError<'_>> {
         Some("paths") => Ok(Task::Paths),
         Some("changes") => {
             let ClocksOptions { span_ns, seed, .. } = options;
-            Ok(Task::Changes(ChangesOptions { span_ns, seed }))
+            Ok(Task::Changes(ChangesOptions { span_ns, seed, late_ns }))
         }
         Some("hostile") => Ok(Task::Hostile(HostileOptions { calls, seed: options.seed })),
         Some("watchdog-bite") => Ok(Task::WatchdogBite),
@@ -188,8 +193,11 @@ mod tests {
         assert_eq!(parse(line), Ok(Task::Clocks(options)));
         assert_eq!(parse("test=clocks"), Ok(Task::Clocks(ClocksOptions::default())));
         assert_eq!(parse("test=paths seed=1"), Ok(Task::Paths));
-        let changes = ChangesOptions { span_ns: 5_000_000, seed: 3 };
-        assert_eq!(parse("test=changes span_ns=5000000 seed=3"), Ok(Task::Changes(changes)));
+        let changes = ChangesOptions { span_ns: 5_000_000, seed: 3, late_ns: 7 };
+        assert_eq!(
+            parse("test=changes span_ns=5000000 seed=3 late_ns=7"),
+            Ok(Task::Changes(changes))
+        );
         let hostile = HostileOptions { calls: 7, seed: 3 };
         assert_eq!(parse("test=hostile calls=7 seed=3"), Ok(Task::Hostile(hostile)));
         assert_eq!(parse("test=watchdog-bite"), Ok(Task::WatchdogBite));

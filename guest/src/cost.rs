@@ -109,11 +109,6 @@ fn native<X: Hypercall + Cpu>(machine: &Machine<'_, X>) -> Result<Vec<Cost>, Xen
         least(machine, "set_singleshot", 1, || xen.set_singleshot_timer(vcpu, ahead))?,
         least(machine, "set_singleshot_past", 1, || xen.set_singleshot_timer(vcpu, 1))?,
         least(machine, "set_timer_op", 1, || xen.set_timer_op(ahead))?,
-        {
-            // Nothing is pending that would end it.
-            machine.fired();
-            least(machine, "poll_past", 1, || machine.poll_timer(1))?
-        },
         least(machine, "get_runstate", 1, || xen.runstate(vcpu).map(drop))?,
     ];
     xen.stop_singleshot_timer(vcpu)?;

@@ -472,7 +472,7 @@ impl Hypervisor for Machine {
                 extra[..2].copy_from_slice(b".5");
                 return Ok(0);
             }
-            Op::Sample(_) => panic!("dom0 has no need of it"),
+            Op::Sample(_) | Op::Runstate(_) => panic!("dom0 has no need of it"),
         };
         let (interface, id, request) = domctl.request();
         if interface != INTERFACE {

@@ -67,12 +67,15 @@ pub(crate) fn configuration(
         (Kind::Guest, Test::Net) => ("guest", None, SWITCH_MEMORY_MIB, "role=switch "),
         (Kind::Guest, _) => ("guest", None, GUEST_MEMORY_MIB, ""),
         (Kind::Linux, Test::Net) => ("vmlinuz", Some("linux-host.cgz"), HOST_MEMORY_MIB, changing),
-        (Kind::Linux, Test::Changes) => {
+        (Kind::Linux | Kind::Pvh, Test::Changes) => {
             ("vmlinuz", Some("linux-probe.cgz"), LINUX_MEMORY_MIB, changing)
         }
-        (Kind::Linux, _) => ("vmlinuz", Some("linux-probe.cgz"), LINUX_MEMORY_MIB, linux),
+        (Kind::Linux | Kind::Pvh, _) => {
+            ("vmlinuz", Some("linux-probe.cgz"), LINUX_MEMORY_MIB, linux)
+        }
         (Kind::Config(_), _) => return None,
     };
+    let mode = if domain.kind == Kind::Pvh { "pvh" } else { "pv" };
     let asset = |name: &str| quote(&assets.join(name).to_string_lossy());
     let ramdisk = ramdisk.map(|name| format!("ramdisk = {}\n", asset(name))).unwrap_or_default();
     let interfaces = network.map(|network| interfaces(domain, network)).unwrap_or_default();
@@ -86,29 +89,32 @@ pub(crate) fn configuration(
                 .unwrap_or_default()
         }
         None => format!(
-            "test={} span_ns={} samples={} ",
+            "test={} span_ns={} samples={} {}",
             domain.test,
             domain.span.virtual_ns(domain.factor.tdf()),
-            domain.samples
+            domain.samples,
+            domain.late.map(|late| format!("late_ns={} ", late.ns())).unwrap_or_default()
         ),
     };
     let calls = match domain.test {
         Test::Hostile => format!("calls={} ", domain.calls),
         _ => String::new(),
     };
+    let more = domain.extra.as_ref().map(|extra| format!("{extra} ")).unwrap_or_default();
     let driver = match (&domain.kind, domain.test) {
         (Kind::Guest, Test::Net) => "driver_domain = 1\n",
         _ => "",
     };
     Some(format!(
         "# Written by tdf run. Change the scenario instead.\n\
-         type = \"pv\"\nname = {}\nkernel = {}\n{ramdisk}memory = {}\nvcpus = {}\n\
-         tsc_mode = \"{}\"\nextra = \"{extra}{words}{calls}seed={seed}\"\n{interfaces}{driver}\
+         type = \"{mode}\"\nname = {}\nkernel = {}\n{ramdisk}memory = {}\nvcpus = {}\n\
+         tsc_mode = \"{}\"\nextra = {}\n{interfaces}{driver}\
          on_poweroff = \"destroy\"\non_reboot = \"destroy\"\non_crash = \"destroy\"\n",
         quote(&domain.name),
         asset(kernel),
         domain.memory_mib.unwrap_or(memory),
         domain.vcpus,
         domain.tsc_mode,
+        quote(&format!("{extra}{more}{words}{calls}seed={seed}")),
     ))
 }

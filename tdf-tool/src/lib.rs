@@ -23,6 +23,7 @@ pub mod judge;
 pub mod keep;
 mod net;
 pub mod network;
+pub mod paths;
 mod plot;
 pub mod port;
 pub mod privcmd;

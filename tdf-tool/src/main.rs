@@ -21,8 +21,8 @@ use tdf_tool::units::Span;
 use tdf_tool::wanted::Wanted;
 use tdf_tool::xen::{Control, XenError};
 use tdf_tool::{
-    arrivals, capture, create, keep, port, probe, run, scenario, show, spin, storm, together,
-    verify,
+    arrivals, capture, create, keep, paths, port, probe, run, scenario, show, spin, storm,
+    together, verify,
 };
 
 /// Creates, sets, shows and verifies dilated domains.
@@ -474,6 +474,9 @@ fn measure(cmdline: &str) -> Result<(String, bool), Box<dyn Error>> {
     let parameters = probe::Parameters::parse(cmdline)?;
     if parameters.test == Test::Changes {
         return spin::watch(&parameters, || print(&format!("{}\n", probe::BEGIN)));
+    }
+    if parameters.test == Test::Paths {
+        return Ok(paths::watch(&mut paths::this_machine()?)?);
     }
     let mut clocks = linux()?;
     let (tdf, readings) = clocks.readings(&parameters)?;

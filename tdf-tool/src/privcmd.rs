@@ -13,6 +13,7 @@ use std::path::Path;
 use std::ptr::{self, NonNull};
 
 use tdf_abi::VCPUOP_TDF_SAMPLE;
+use tdf_xen::abi::VCPUOP_GET_RUNSTATE_INFO;
 
 use crate::xen::{Errno, Hypervisor, Op};
 
@@ -130,6 +131,9 @@ impl Hypervisor for Privcmd {
             Op::Domctl(domctl) => self.hypercall(HYPERVISOR_DOMCTL, &[], domctl.bytes_mut()),
             Op::Sample(sample) => {
                 self.hypercall(HYPERVISOR_VCPU_OP, &[u64::from(VCPUOP_TDF_SAMPLE), 0], sample)
+            }
+            Op::Runstate(info) => {
+                self.hypercall(HYPERVISOR_VCPU_OP, &[u64::from(VCPUOP_GET_RUNSTATE_INFO), 0], info)
             }
             Op::Version => self.hypercall(HYPERVISOR_XEN_VERSION, &[XENVER_VERSION], &mut []),
             Op::ExtraVersion(extra) => {

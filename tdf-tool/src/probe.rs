@@ -65,7 +65,7 @@ impl fmt::Display for ProbeError {
         match self {
             Self::Parameter(key) => write!(
                 f,
-                "the kernel's command line must say test=<clocks or changes> span_ns=<ns> \
+                "the kernel's command line must say test=<clocks, paths or changes> span_ns=<ns> \
                  samples=<2…10000> seed=<number>; {key} is missing or wrong"
             ),
             Self::Hidden => {
@@ -106,6 +106,7 @@ impl Parameters {
         };
         let test = match value("test")? {
             "clocks" => Test::Clocks,
+            "paths" => Test::Paths,
             "changes" => Test::Changes,
             _ => return Err(ProbeError::Parameter("test")),
         };
@@ -167,7 +168,7 @@ pub(crate) const fn split_mix(state: &mut u64) -> u64 {
 /// for 1 ms (`sched_ratelimit_us`) before a domain that wakes preempts it. Virtual: Linux asks Xen
 /// for no timer that is nearer than 100 µs (`xen_timer_slop`), so one that is due soon after another
 /// comes late. A process of real-time priority has no timer slack of its own and waits for no other.
-fn slack_real_ns(tdf: Tdf) -> i64 {
+pub(crate) fn slack_real_ns(tdf: Tdf) -> i64 {
     50_000 + 1_000_000 + tdf.to_real(100_000) as i64
 }
 
@@ -286,6 +287,11 @@ impl Linux {
     /// Uses `privcmd`, as an ordinary process.
     pub const fn ordinary(privcmd: Privcmd) -> Self {
         Self(privcmd)
+    }
+
+    /// What carries out its hypercalls.
+    pub(crate) const fn hypervisor(&mut self) -> &mut Privcmd {
+        &mut self.0
     }
 
     /// Whether real time can be sampled.
@@ -459,7 +465,7 @@ mod tests {
         for (from, to, key) in [
             ("test=clocks", "", "test"),
             ("test=clocks", "test=disks", "test"),
-            ("test=clocks", "test=paths", "test"),
+            ("test=clocks", "test=watchdog-bite", "test"),
             ("span_ns=400000000", "span_ns=0", "span_ns"),
             ("span_ns=400000000", "span_ns=-4", "span_ns"),
             ("span_ns=400000000", "span_ns=18446744073709551615", "span_ns"),

@@ -58,6 +58,11 @@ pub struct Domain {
     pub changes: Option<Changes>,
     /// Hypercalls that each vCPU of a hostile one makes.
     pub calls: u64,
+    /// More words for its kernel's command line.
+    pub extra: Option<String>,
+    /// Real time by which its timers may be late, besides what Xen needs: where the machine's processors
+    /// are not its own.
+    pub late: Option<Span>,
 }
 
 /// What the probe in a domain does.
@@ -132,6 +137,8 @@ pub enum Kind {
     Guest,
     /// An unmodified PV Linux with the lab's initramfs.
     Linux,
+    /// The same as a PVH guest, which needs a processor with hardware virtualization.
+    Pvh,
     /// Whatever this xl configuration says.
     Config(PathBuf),
 }
@@ -141,6 +148,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Guest => "guest",
             Self::Linux => "linux",
+            Self::Pvh => "pvh",
             Self::Config(_) => "config",
         })
     }
@@ -273,6 +281,8 @@ struct RawDomain {
     #[serde(default)]
     test: Test,
     calls: Option<u64>,
+    extra: Option<String>,
+    late: Option<Span>,
     role: Option<Role>,
 }
 
@@ -348,6 +358,8 @@ const fn twenty() -> u32 {
 
 /// Most samples of a check.
 const MOST_SAMPLES: u32 = 10_000;
+/// Latest timer that a scenario may allow, ns.
+const MOST_LATE_NS: i64 = 4_000_000_000;
 /// Most changes of a domain's factor.
 const MOST_CHANGES: u32 = 1_000_000;
 
@@ -574,11 +586,12 @@ fn domain_of(
     let kind = match raw.kind.as_str() {
         "guest" => Kind::Guest,
         "linux" => Kind::Linux,
+        "pvh" => Kind::Pvh,
         path if path.contains('/') || path.ends_with(".cfg") => Kind::Config(folder.join(path)),
         other => {
             mistakes.push(format!(
-                "domain {name:?}: kind = {other:?}: expected \"guest\", \"linux\" or the path of an \
-                 xl configuration"
+                "domain {name:?}: kind = {other:?}: expected \"guest\", \"linux\", \"pvh\" or the \
+                 path of an xl configuration"
             ));
             Kind::Guest
         }
@@ -649,7 +662,9 @@ fn domain_of(
             mistakes
                 .push(format!("domain {name:?}: a [[change]] names it: write test = \"changes\""))
         }
-        Test::Paths | Test::Hostile | Test::WatchdogBite | Test::Model if kind == Kind::Linux => {
+        Test::Hostile | Test::WatchdogBite | Test::Model
+            if matches!(kind, Kind::Linux | Kind::Pvh) =>
+        {
             mistakes.push(format!(
                 "domain {name:?}: test = \"{}\" is for our kernel: Linux cannot try it",
                 raw.test
@@ -665,6 +680,15 @@ fn domain_of(
             mistakes.push(format!("domain {name:?}: calls = {calls}: between 1 and {MOST_CALLS}"))
         }
         _ => {}
+    }
+    if raw.extra.is_some() && own {
+        mistakes.push(format!("domain {name:?}: extra belongs in its own configuration"));
+    }
+    let waits = (&kind, test) == (&Kind::Guest, Test::Changes);
+    if raw.late.is_some_and(|late| !waits || late.ns() > MOST_LATE_NS) {
+        mistakes.push(format!(
+            "domain {name:?}: late is for our kernel's test = \"changes\", and at most 4 s"
+        ));
     }
     if mistakes.len() > before {
         return None;
@@ -685,6 +709,8 @@ fn domain_of(
         samples,
         changes: changes.cloned(),
         calls: raw.calls.unwrap_or(USUAL_CALLS),
+        extra: raw.extra.clone(),
+        late: raw.late,
     })
 }
 
@@ -835,6 +861,7 @@ pub(crate) mod tests {
             ("[\"a\"]", "[\"a\", \"a\"]", "has its changes already"),
             ("[\"a\"]", "[]", "no [[change]] names it"),
             ("test = \"changes\"", "", "write test = \"changes\""),
+            ("test = \"changes\"", "test = \"changes\"\nlate = \"5 s\"", "at most 4 s"),
             ("3 ms", "1 s", "more than a week"),
             (
                 "[[change]]",
@@ -845,7 +872,7 @@ pub(crate) mod tests {
             let mistakes = mistakes(&CHANGING.replace(from, to)).join("\n");
             assert!(mistakes.contains(says), "{says}: {mistakes}");
         }
-        let linux = GOOD.replace("kind = \"linux\"", "kind = \"linux\"\ntest = \"paths\"");
+        let linux = GOOD.replace("kind = \"linux\"", "kind = \"linux\"\ntest = \"watchdog-bite\"");
         assert!(mistakes(&linux)[0].contains("Linux cannot"));
     }
 

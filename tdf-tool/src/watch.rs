@@ -7,6 +7,7 @@ use crate::changes::Changer;
 use crate::create::Created;
 use crate::dom0::{ConsoleId, printable};
 use crate::judge::{Clocks, Paths, SegmentJudge};
+use crate::paths;
 use crate::probe;
 use crate::report::{self, DomainReport, Row};
 use crate::scenario::{Domain, Kind, Test, TscMode};
@@ -152,7 +153,7 @@ impl<'a> Watch<'a> {
     pub(crate) fn begins(&self, line: &str) -> bool {
         match self.domain.kind {
             Kind::Guest => !line.is_empty(),
-            Kind::Linux => line == probe::BEGIN,
+            Kind::Linux | Kind::Pvh => line == probe::BEGIN,
             Kind::Config(_) => false,
         }
     }
@@ -196,7 +197,7 @@ impl<'a> Watch<'a> {
     pub(crate) fn report(mut self) -> (DomainReport, Vec<String>) {
         let clocks: &[&str] = match (&self.domain.kind, self.domain.test) {
             (Kind::Guest, Test::Clocks) => &GUEST_CLOCKS,
-            (Kind::Linux, Test::Clocks) => &LINUX_CLOCKS,
+            (Kind::Linux | Kind::Pvh, Test::Clocks) => &LINUX_CLOCKS,
             _ => &[],
         };
         if let Some(Said::Other(result)) = &self.said {
@@ -231,7 +232,11 @@ pub(crate) fn wanted_paths(domain: &Domain) -> Vec<(&'static str, &'static str, 
         (Kind::Config(_), _) | (_, Test::Clocks | Test::Net) => Vec::new(),
         (_, Test::WatchdogBite) => on_first(&[BITE]),
         (_, Test::Model) => on_first(&[MODEL]),
-        (Kind::Linux, _) => on_first(&probe::CHANGES),
+        (Kind::Linux | Kind::Pvh, Test::Paths) => {
+            let wanted = paths::WANTED.iter().chain(paths::of_tsc(domain.tsc_mode));
+            wanted.map(|path| (*path, "", 0)).collect()
+        }
+        (Kind::Linux | Kind::Pvh, _) => on_first(&probe::CHANGES),
         (Kind::Guest, Test::Changes) => on_first(&GUEST_CHANGES),
         (Kind::Guest, Test::Hostile) => {
             let each = |vcpu| GUEST_HOSTILE.map(|(path, probe)| (path, probe, vcpu));

@@ -12,6 +12,7 @@ use tdf_abi::{
     GetTdf, SetTdf, TDF_ABI_VERSION, TDF_ACTIVE, TDF_AT_REAL, TDF_REVEAL, TDF_WALL_ANCHOR, Tdf,
     TdfSample, XEN_DOMCTL_GET_TDF, XEN_DOMCTL_SET_TDF,
 };
+use tdf_xen::abi::RunstateInfo;
 
 /// Domctl interface versions of Xen 4.17 (0x15) to 4.22 (0x18).
 pub const INTERFACES: std::ops::RangeInclusive<u32> = 0x15..=0x18;
@@ -129,6 +130,8 @@ pub enum Op<'a> {
     Domctl(&'a mut Domctl),
     /// `vcpu_op` `VCPUOP_tdf_sample` on vCPU 0, as any domain that may.
     Sample(&'a mut [u8; size_of::<TdfSample>()]),
+    /// `vcpu_op` `VCPUOP_get_runstate_info` on vCPU 0, as any domain.
+    Runstate(&'a mut [u8; size_of::<RunstateInfo>()]),
     /// `xen_version` `XENVER_version`: `major << 16 | minor`.
     Version,
     /// `xen_version` `XENVER_extraversion`.
@@ -322,6 +325,24 @@ pub fn sample(xen: &mut impl Hypervisor) -> Result<TdfSample, Errno> {
         virt_ns: i64::from_ne_bytes(take(&bytes, offset_of!(TdfSample, virt_ns))),
         num: u32::from_ne_bytes(take(&bytes, offset_of!(TdfSample, num))),
         den: u32::from_ne_bytes(take(&bytes, offset_of!(TdfSample, den))),
+    })
+}
+
+/// What Xen says the calling domain's vCPU 0 has done with its time.
+///
+/// # Errors
+/// Xen's error number.
+pub fn runstate(xen: &mut impl Hypervisor) -> Result<RunstateInfo, Errno> {
+    let mut bytes = [0; size_of::<RunstateInfo>()];
+    xen.call(Op::Runstate(&mut bytes))?;
+    let time = |state| offset_of!(RunstateInfo, time_ns) + state * size_of::<u64>();
+    Ok(RunstateInfo {
+        state: i32::from_ne_bytes(take(&bytes, offset_of!(RunstateInfo, state))),
+        state_entry_time_ns: u64::from_ne_bytes(take(
+            &bytes,
+            offset_of!(RunstateInfo, state_entry_time_ns),
+        )),
+        time_ns: [0, 1, 2, 3].map(|state| u64::from_ne_bytes(take(&bytes, time(state)))),
     })
 }
 

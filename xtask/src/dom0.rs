@@ -37,8 +37,8 @@ const DOM0_INIT: &str = include_str!("dom0-init.sh");
 /// What dom0 can run instead of a scenario: each script's name, and its text …
 pub const SCRIPTS: &[(&str, &str)] = &[
     ("commands", include_str!("commands.sh")),
-    ("cost", include_str!("cost.sh")),
     ("hostile", include_str!("hostile.sh")),
+    ("instructions", include_str!("instructions.sh")),
     ("life", include_str!("life.sh")),
     ("ports", include_str!("ports.sh")),
     ("wall", include_str!("wall.sh")),

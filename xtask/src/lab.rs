@@ -23,7 +23,7 @@ use crate::{guest, tool, xen};
 pub const BARE: &str = "bare";
 
 /// The script that measures what Xen costs a guest, with or without the queue.
-pub const COST: &str = "cost";
+pub const INSTRUCTIONS: &str = "instructions";
 
 /// Xen's own command line in every lab.
 ///
@@ -49,6 +49,8 @@ struct Demand {
     memory_mib: u32,
     /// Its domains are linked.
     network: bool,
+    /// A domain may be other than PV, and need a processor with virtualization.
+    svm: bool,
 }
 
 impl Demand {
@@ -58,7 +60,7 @@ impl Demand {
     fn of_own(name: &str) -> Result<Self> {
         if let Some((_, script)) = dom0::SCRIPTS.iter().find(|(script, _)| *script == name) {
             let network = script.contains(dom0::HOST);
-            return Ok(Self { memory_mib: MEMORY_MIB, network });
+            return Ok(Self { memory_mib: MEMORY_MIB, network, svm: false });
         }
         Self::of(&paths::root().join(format!("tdf-tool/scenarios/{name}.toml")))
     }
@@ -73,6 +75,11 @@ impl Demand {
     fn read(text: &str) -> Result<Self> {
         let scenario: toml::Table = toml::from_str(text)?;
         let domains = scenario.get("domain").and_then(toml::Value::as_array);
+        let pv = ["guest", "linux"];
+        let other = |domain: &toml::Value| {
+            let kind = domain.get("kind").and_then(toml::Value::as_str);
+            kind.is_some_and(|kind| !pv.contains(&kind))
+        };
         let memory = |domain: &toml::Value| {
             let given = domain.get("memory").and_then(toml::Value::as_integer);
             u32::try_from(given.unwrap_or(192)).unwrap_or(0)
@@ -86,6 +93,7 @@ impl Demand {
                 MEMORY_MIB
             },
             network: scenario.contains_key("link"),
+            svm: domains.into_iter().flatten().any(other),
         })
     }
 }
@@ -214,7 +222,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let mut step = Step::begin(&format!("lab-{name}"), &format!("lab ({name}, {})", options.base))?;
     let mut machine =
         machine(options, &parts.xen.image, &linux.vmlinuz, &args, Some(&initramfs), &name);
-    machine.memory_mib = demand.memory_mib;
+    (machine.memory_mib, machine.svm) = (demand.memory_mib, demand.svm);
     if options.scenario == LIFE {
         (machine.xen_args, machine.memory_mib) = (XEN_ARGS_LARGE, MEMORY_MIB + 400);
     }
@@ -315,6 +323,7 @@ fn machine<'a>(
         initramfs,
         accel: options.accel,
         memory_mib: MEMORY_MIB,
+        svm: false,
         seed: options.seed,
         timeout: options.timeout,
         dir: paths::work().join(options.base.to_string()).join("lab").join(name),
@@ -446,6 +455,15 @@ mod tests {
         let large = format!("{domain}memory = 1000\n{domain}[[link]]");
         assert_eq!(demand(&large), (Demand::BASE_MIB + 1000 + 192, true));
         assert!(Demand::read("[[").is_err());
+    }
+
+    #[test]
+    fn only_guests_that_are_not_pv_get_virtualization() {
+        for (kind, wanted) in [("guest", false), ("linux", false), ("pvh", true), ("a.cfg", true)] {
+            let text = format!("[[domain]]\nkind = \"guest\"\n[[domain]]\nkind = \"{kind}\"\n");
+            assert_eq!(Demand::read(&text).unwrap().svm, wanted, "{kind}");
+        }
+        assert!(Demand::of_own("pvh").unwrap().svm && !Demand::of_own("clocks").unwrap().svm);
     }
 
     #[test]

@@ -175,8 +175,14 @@ struct XenArgs {
 
 #[derive(Subcommand)]
 enum PatchVerb {
-    /// Check the queue's messages, and that it applies to the source with no fuzz
-    Check(BaseArgs),
+    /// Check the queue's messages and style, and that it applies to the source with no fuzz
+    Check {
+        /// Build Xen after each patch, too (slow)
+        #[arg(long)]
+        each: bool,
+        #[command(flatten)]
+        base: BaseArgs,
+    },
     /// Take one hook at a time out of the patched Xen, and see that the lab notices (slow)
     Mutate(MutateArgs),
 }
@@ -248,10 +254,13 @@ fn run(verb: &Verb) -> Result<bool> {
             println!("{}  Xen {}", paths::shown(&xen.image), xen.version);
             Ok(true)
         }
-        Verb::Patch(PatchVerb::Check(args)) => {
-            let (base, source) = (args.base()?, args.source()?);
+        Verb::Patch(PatchVerb::Check { each, base }) => {
+            let (base, source) = (base.base()?, base.source()?);
             host::ensure()?;
-            xen::check_queue(base, source)?;
+            xen::check_queue(base, source.clone())?;
+            if *each {
+                xen::check_each(base, source)?;
+            }
             Ok(true)
         }
         Verb::Patch(PatchVerb::Mutate(args)) => {

@@ -159,35 +159,113 @@ pub fn known_version(xen: &Path) -> Result<String> {
 /// # Errors
 /// Nothing is known of the tree's version, or a patch does not apply.
 pub fn apply(step: &mut Step, xen: &Path) -> Result<(usize, usize)> {
-    let version = known_version(xen)?;
-    let queue = folder();
-    let patches = series(&queue, &version)?;
+    let patches = for_tree(xen)?;
     for patch in &patches {
-        step.run(
-            &Cmd::new("patch")
-                .args(["-p1", "--forward", "--fuzz=0", "--no-backup-if-mismatch", "-i"])
-                .arg(patch)
-                .dir(xen),
-        )
-        .with_context(|| format!("{} does not apply to this Xen", paths::shown(patch)))?;
+        apply_one(step, xen, patch)?;
     }
-    Ok((patches.len(), patches.iter().filter(|p| p.parent() != Some(&queue)).count()))
+    Ok((patches.len(), patches.iter().filter(|p| p.parent() != Some(&folder())).count()))
 }
 
-/// What every patch of the queue, for whichever version, must have: a subject, a reason, a sign-off.
+/// The patches for the tree `xen`, in order.
 ///
 /// # Errors
-/// Names the first patch that lacks one of them.
-pub fn check_messages() -> Result<usize> {
+/// Nothing is known of the tree's version.
+pub fn for_tree(xen: &Path) -> Result<Vec<PathBuf>> {
+    series(&folder(), &known_version(xen)?)
+}
+
+/// Applies one patch to the tree `xen`, with no fuzz.
+///
+/// # Errors
+/// It does not apply.
+pub fn apply_one(step: &mut Step, xen: &Path, patch: &Path) -> Result<()> {
+    step.run(
+        &Cmd::new("patch")
+            .args(["-p1", "--forward", "--fuzz=0", "--no-backup-if-mismatch", "-i"])
+            .arg(patch)
+            .dir(xen),
+    )
+    .with_context(|| format!("{} does not apply to this Xen", paths::shown(patch)))
+}
+
+/// What every patch of the queue, for whichever version, must have: a subject, a reason, a sign-off,
+/// and lines in Xen's style.
+///
+/// # Errors
+/// Names the first patch that lacks one of them, or all that is against the style.
+pub fn check_patches() -> Result<usize> {
     let patches = all(&folder(), &Known::read()?)?;
+    let mut faults = Vec::new();
     for patch in &patches {
         let text = fs::read_to_string(patch)
             .with_context(|| format!("cannot read {}", patch.display()))?;
         if let Some(lack) = lacks(&text) {
             bail!("{} has no {lack}", paths::shown(patch));
         }
+        faults.extend(style(&text).map(|fault| format!("{}: {fault}", paths::shown(patch))));
+    }
+    if !faults.is_empty() {
+        bail!("{} lines are not in Xen's style\n{}", faults.len(), faults.join("\n"));
     }
     Ok(patches.len())
+}
+
+/// Longest line, and longest line of a commit message that Xen's maintainers like to see.
+const COLUMNS: usize = 79;
+
+/// What is wrong with the lines that the patch `text` adds, by Xen's `CODING_STYLE` as far as that can
+/// be told from one line: each with its file.
+fn style(text: &str) -> impl Iterator<Item = String> {
+    let (message, diff) = text.split_once("\n---\n").unwrap_or((text, ""));
+    let body = message.split_once("\n\n").map_or("", |(_, body)| body);
+    let prose = body.lines().filter(|line| !line.contains("-by: "));
+    let long = prose.filter(|line| line.chars().count() > COLUMNS);
+    let mut faults: Vec<String> = long.map(|line| format!("message: too long: {line}")).collect();
+    let mut file = "";
+    for line in diff.lines() {
+        if let Some(name) = line.strip_prefix("+++ b/") {
+            file = name;
+        } else if let Some(added) = line.strip_prefix('+') {
+            let of_c = [".c", ".h"].iter().any(|end| file.ends_with(end));
+            let wrong = if added.ends_with([' ', '\t']) {
+                Some("white space at the end")
+            } else if of_c {
+                style_of_c(added)
+            } else {
+                None
+            };
+            faults.extend(wrong.map(|wrong| format!("{file}: {wrong}: {added}")));
+        }
+    }
+    faults.into_iter()
+}
+
+/// What is wrong with a line of C.
+fn style_of_c(line: &str) -> Option<&'static str> {
+    let code = line.trim();
+    let mut words = code.split([' ', '(', ';']).filter(|word| *word != "else" && *word != "}");
+    let head = words.next().unwrap_or("");
+    let control = ["if", "for", "while", "switch"].contains(&head);
+    let condition = code.split_once(head).map_or("", |(_, rest)| rest);
+    let depth = |c| condition.matches(c).count();
+    if line.contains('\t') {
+        Some("a tab")
+    } else if line.chars().count() > COLUMNS && !line.contains('"') {
+        // What users see and may search for is not broken.
+        Some("longer than 79 columns")
+    } else if code.starts_with("//") || code.contains("; //") {
+        Some("a comment that is not /* */")
+    } else if control && !(condition.starts_with(" ( ") || condition.starts_with(" (;")) {
+        Some("no spaces around and inside the parentheses")
+    } else if control && depth('(') == depth(')') && code.ends_with(')') && !code.ends_with(" )") {
+        Some("no space before the closing parenthesis")
+    } else if (control || code.starts_with("else") || code.starts_with("} else"))
+        && code.ends_with('{')
+    {
+        Some("a brace that is not on a line of its own")
+    } else {
+        None
+    }
 }
 
 /// What the message of the patch `text` lacks.
@@ -277,10 +355,55 @@ mod tests {
     #[test]
     fn every_patch_of_the_queue_is_complete_and_has_its_place() {
         let known = Known::read().unwrap();
-        assert!(check_messages().unwrap() >= names(&folder()).unwrap().len());
+        assert!(check_patches().unwrap() >= names(&folder()).unwrap().len());
         for version in &known.versions {
             assert!(!series(&folder(), version).unwrap().is_empty());
         }
+    }
+
+    #[test]
+    fn lines_of_c_are_held_to_xens_style() {
+        for good in [
+            "    if ( a && (b || c) )",
+            "    else if ( a )",
+            "    for ( ; ; )",
+            "    for ( i = 0; i < n; i++ )",
+            "    do {",
+            "    } while ( x );",
+            "    while ( likely(x) &&",
+            "    return f(x) ? y : z;",
+            "        switched = iffy(x);",
+            "    x = (struct y){",
+            "    printk(\"a text that is longer than anything else that stands in any of these files here\\n\");",
+        ] {
+            assert_eq!(style_of_c(good), None, "{good}");
+        }
+        for bad in [
+            "\tx = 1;",
+            "    if (a)",
+            "    if( a )",
+            "    if ( f(a))",
+            "    if ( a ) {",
+            "    else {",
+            "    } else {",
+            "    x = 1; // why",
+            "    while (x)",
+            "    } while (x);",
+            "    very_long_name_of_a_function(with, more, arguments, than, fit, on, one, line, x);",
+        ] {
+            assert!(style_of_c(bad).is_some(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_what_a_patch_adds_must_be_in_style() {
+        let patch =
+            "Subject: x\n\nWhy.\n---\n--- a/b.c\n+++ b/b.c\n@@ -1 +1 @@\n if (a)\n-while(b)\n";
+        assert_eq!(style(patch).count(), 0);
+        assert_eq!(style(&format!("{patch}+if (c)\n+x; \n")).count(), 2);
+        assert_eq!(style(&patch.replace("b.c", "b.py")).count(), 0);
+        assert_eq!(style(&format!("{patch}+++ b/Kconfig\n+\ttab\n")).count(), 0);
+        assert_eq!(style(&patch.replace("Why.", &"Why ".repeat(21))).count(), 1);
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::paths;
 pub enum Accel {
     /// Emulated, time counted in instructions: the run is a function of its inputs
     Deterministic,
-    /// Emulated, in this machine's time
+    /// Emulated on two processors, in this machine's time
     Tcg,
     /// By this machine's processor
     Kvm,
@@ -52,6 +52,8 @@ pub struct Machine<'a> {
     pub accel: Accel,
     /// MiB of memory.
     pub memory_mib: u32,
+    /// Whether the processor has virtualization, for guests that are not PV.
+    pub svm: bool,
     /// Seed of everything that is random in the machine.
     pub seed: u64,
     /// Longest time that the run may take.
@@ -96,14 +98,24 @@ impl Machine<'_> {
             .arg("-initrd")
             .arg(modules);
         // -smap: with it QEMU's iret from ring 3 to ring 3 faults, and a PV Linux dies early.
-        // -rdrand, -rdseed: they would let the host's randomness in.
+        // -rdrand, -rdseed: they would let the host's randomness in. -rdtscp: an SVM guest trips over
+        // QEMU's intercept of it.
+        let svm = if self.svm { "-rdtscp" } else { "-svm" };
         cmd = match self.accel {
             Accel::Deterministic => cmd
                 .args(["-accel", "tcg,thread=single", "-icount", "shift=1,sleep=off"])
                 .args(["-seed", &self.seed.to_string()])
                 .args(["-rtc", "clock=vm,base=2024-01-01T00:00:00"])
-                .args(["-cpu", "max,-smap,-svm,-rdrand,-rdseed"]),
-            Accel::Tcg => cmd.args(["-accel", "tcg", "-cpu", "max,-smap,-svm"]),
+                .args(["-cpu", &format!("max,-smap,{svm},-rdrand,-rdseed")]),
+            // Two processors that are really two, each a thread of its own.
+            Accel::Tcg => cmd.args([
+                "-accel",
+                "tcg,thread=multi",
+                "-smp",
+                "2",
+                "-cpu",
+                &format!("max,-smap,{svm}"),
+            ]),
             Accel::Kvm => cmd.args(["-accel", "kvm", "-cpu", "host"]),
         };
         Ok(cmd)

@@ -13,7 +13,7 @@ use crate::apt::Base;
 use crate::exec::Step;
 use crate::guest::cargo;
 use crate::lab::{self, Outcome};
-use crate::{tidy, xen};
+use crate::{cost, tidy, xen};
 
 /// Factors with which the default lab must pass, besides the scenario's own.
 const FACTORS: &[&str] = &["1", "2", "2.5", "100", "1000", "1/2"];
@@ -159,7 +159,7 @@ impl Tests {
                 passes(&lab::run(&options)?)
             });
         }
-        for scenario in ["paths", "changes", "model"] {
+        for scenario in ["paths", "changes", "model", "pvh"] {
             tally.case(&format!("lab: {scenario}"), || passes(&lab::run(&self.options(scenario))?));
         }
         for (script, what) in SCRIPTS {
@@ -177,6 +177,11 @@ impl Tests {
                 passes(&outcome)
             });
         }
+        tally.case("lab: what an undilated domain costs", || {
+            let cheap = cost::run(self.base, self.source.clone())?;
+            ensure!(cheap, "an operation costs too much more than on stock Xen");
+            Ok(())
+        });
         // A given Xen is of one version, which may not be the other base's.
         let others = Base::value_variants().iter().filter(|&&b| b != self.base);
         for &base in others.filter(|_| self.source.is_none()) {

@@ -74,22 +74,7 @@ pub fn build(options: &Options) -> Result<Xen> {
             &format!("{}-xen-{what}", options.base),
             &format!("Xen ({what}, {})", options.base),
         )?;
-        let make = || make(&tree);
-        if !tree.join("xen/.config").is_file() {
-            step.run(&make().arg("defconfig"))?;
-        }
-        let dotconfig = tree.join("xen/.config");
-        let old = fs::read_to_string(&dotconfig).context("cannot read Xen's .config")?;
-        let ours = |l: &&str| {
-            let symbol = l.trim_start_matches("# ").split(['=', ' ']).next().unwrap_or("");
-            config.lines().any(|c| c.split('=').next() == Some(symbol))
-        };
-        let kept: Vec<&str> = old.lines().filter(|l| !ours(l)).collect();
-        write_atomic(&dotconfig, format!("{}\n{config}", kept.join("\n")))?;
-        step.run(&make().arg("olddefconfig"))?;
-        // Left to itself the build would forget what the last configuration was, take every symbol
-        // for changed, and begin anew.
-        step.run(&make().arg("syncconfig"))?;
+        configure(&mut step, &tree, &config)?;
         step.run(&make_image(&tree))?;
         stamp.set(&inputs)?;
         step.done(&match options.stock {
@@ -99,6 +84,29 @@ pub fn build(options: &Options) -> Result<Xen> {
     }
     let version = version(&tree)?;
     Ok(Xen { image, version })
+}
+
+/// Configures a tree: the default, with the lines of `config` instead of what it says of their symbols.
+fn configure(step: &mut Step, tree: &Path, config: &str) -> Result<()> {
+    let dotconfig = tree.join("xen/.config");
+    if !dotconfig.is_file() {
+        step.run(&make(tree).arg("defconfig"))?;
+    }
+    let symbol = |line: &str| {
+        line.trim_start_matches("# ").split(['=', ' ']).next().unwrap_or("").to_owned()
+    };
+    let old = fs::read_to_string(&dotconfig).context("cannot read Xen's .config")?;
+    let kept: Vec<&str> = old
+        .lines()
+        .filter(|old| {
+            config.lines().all(|new| symbol(new).is_empty() || symbol(new) != symbol(old))
+        })
+        .collect();
+    write_atomic(&dotconfig, format!("{}\n{config}", kept.join("\n")))?;
+    step.run(&make(tree).arg("olddefconfig"))?;
+    // Left to itself the build would forget what the last configuration was, take every symbol
+    // for changed, and begin anew.
+    step.run(&make(tree).arg("syncconfig"))
 }
 
 /// Where the build of a tree leaves the image that multiboot loaders take.
@@ -203,13 +211,13 @@ fn version(tree: &Path) -> Result<String> {
     }
 }
 
-/// `patch check`: every message is complete, for whichever version, and the queue applies to a
-/// pristine tree of the base's version with no fuzz.
+/// `patch check`: every message is complete and every line in Xen's style, for whichever version, and
+/// the queue applies to a pristine tree of the base's version with no fuzz.
 ///
 /// # Errors
 /// Names the patch that fails.
 pub fn check_queue(base: Base, source: Option<PathBuf>) -> Result<()> {
-    let count = patch::check_messages()?;
+    let count = patch::check_patches()?;
     let stock = prepare(&Options { base, source, default_tdf: Tdf::ONE, stock: true })?;
     let mut step = Step::begin(&format!("{base}-patch-check"), "patch check")?;
     let copy = paths::work().join(base.to_string()).join("patch-check");
@@ -218,8 +226,38 @@ pub fn check_queue(base: Base, source: Option<PathBuf>) -> Result<()> {
     let (applied, variants) = patch::apply(&mut step, &copy)?;
     remove(&copy)?;
     step.done(&format!(
-        "{applied} patches, {variants} of them variants, apply to Xen {} with no fuzz; {count} messages are complete",
+        "{applied} patches, {variants} of them variants, apply to Xen {} with no fuzz; {count} are complete and in style",
         version(&stock)?
     ));
     Ok(())
+}
+
+/// `patch check --each`: Xen builds after each patch of the queue, and at the end without what they add.
+///
+/// # Errors
+/// Names the first patch after which it does not build.
+pub fn check_each(base: Base, source: Option<PathBuf>) -> Result<()> {
+    let stock = prepare(&Options { base, source, default_tdf: Tdf::ONE, stock: true })?;
+    let copy = paths::work().join(base.to_string()).join("patch-each");
+    let mut step = Step::begin(&format!("{base}-patch-each"), "patch check")?;
+    remove(&copy)?;
+    step.run(&Cmd::new("cp").args(["-a", "--"]).arg(&stock).arg(&copy))?;
+    let patches = patch::for_tree(&copy)?;
+    configure(&mut step, &copy, "")?;
+    step.run(&make_image(&copy))?;
+    step.done("stock Xen builds");
+    for patch in &patches {
+        let name = patch.file_name().unwrap_or_default().to_string_lossy();
+        let mut step = Step::begin(&format!("{base}-patch-each"), &name[..name.len().min(32)])?;
+        patch::apply_one(&mut step, &copy, patch)?;
+        configure(&mut step, &copy, "CONFIG_TIME_DILATION=y\n")?;
+        step.run(&make_image(&copy))
+            .with_context(|| format!("Xen does not build after {}", paths::shown(patch)))?;
+        step.done("builds");
+    }
+    let mut step = Step::begin(&format!("{base}-patch-each"), "without TIME_DILATION")?;
+    configure(&mut step, &copy, "# CONFIG_TIME_DILATION is not set\n")?;
+    step.run(&make_image(&copy)).context("Xen does not build without TIME_DILATION")?;
+    step.done("builds");
+    remove(&copy)
 }

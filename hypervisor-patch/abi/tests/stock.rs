@@ -116,20 +116,20 @@ fn build(tree: &Path, name: &str, patched: bool) -> Paths {
         take(
             &source("common/tdf.c"),
             &[
-                "tdf_get_segment",
-                "tdf_virt",
-                "tdf_real",
-                "tdf_singleshot_deadline",
-                "tdf_poll_deadline",
-                "tdf_watchdog_deadline",
-                "tdf_period",
+                "tdf_active_segment",
+                "tdf_active_virt",
+                "tdf_active_real",
+                "tdf_active_singleshot",
+                "tdf_active_poll",
+                "tdf_active_watchdog",
+                "tdf_active_period",
                 "tdf_wallclock_base",
                 "runstate_virt",
-                "tdf_runstate",
+                "tdf_active_runstate",
             ],
         );
         take(&time, &["wallclock_base"]);
-        for name in ["xen/tdf.h", "xen/tdf-math.h", "public/tdf.h"] {
+        for name in ["xen/tdf.h", "xen/tdf-inline.h", "xen/tdf-math.h", "public/tdf.h"] {
             put(&folder, name, &source(&format!("include/{name}")));
         }
         put(&folder, "tdf-math.c", &source("common/tdf-math.c"));
@@ -137,6 +137,9 @@ fn build(tree: &Path, name: &str, patched: bool) -> Paths {
         put(&folder, "tdf-math.c", "");
     }
     take(&arch_time, &["scale_delta", "gtime_to_gtsc"]);
+    if patched {
+        take(&arch_time, &["dilate_time_record"]);
+    }
     // From 4.18 on the record is put together in a function of its own.
     if arch_time.contains("collect_time_info(") {
         take(&arch_time, &["collect_time_info"]);

@@ -15,6 +15,7 @@
 #include <xen/time.h>
 #ifdef PATCHED
 #define CONFIG_TIME_DILATION
+#define XEN_GUEST_HANDLE_PARAM(type) type *
 #include <xen/tdf.h>
 #else
 #define NR_DOMAIN_WATCHDOG_TIMERS 2
@@ -35,6 +36,7 @@ typedef int8_t s8;
 #define cf_check
 #define likely(x) (x)
 #define unlikely(x) (x)
+#define noinline
 #define smp_rmb() __asm__ __volatile__ ( "" ::: "memory" )
 #define smp_wmb() smp_rmb()
 #define read_atomic(p) __atomic_load_n(p, __ATOMIC_RELAXED)
@@ -151,6 +153,10 @@ struct vcpu
     struct vcpu_tdf tdf;
 #endif
 };
+
+#ifdef PATCHED
+#include <xen/tdf-inline.h>
+#endif
 
 static struct vcpu the_vcpu;
 #define current (&the_vcpu)
