@@ -70,6 +70,9 @@ enum Verb {
         /// How long each target runs
         #[arg(long, value_name = "SECONDS", default_value_t = 60)]
         seconds: u64,
+        /// Words that a hostile peer writes against the rules of the rings, under AddressSanitizer
+        #[arg(long, value_name = "N", default_value_t = 10_000_000)]
+        mischiefs: u64,
     },
     /// Say what is missing on this machine, and the one command that installs it
     Doctor,
@@ -283,7 +286,7 @@ fn run(verb: &Verb) -> Result<bool> {
             cost::run(base, source)
         }
         Verb::Tidy => tidy::run().map(|()| true),
-        Verb::Fuzz { seconds } => fuzz::run(*seconds).map(|()| true),
+        Verb::Fuzz { seconds, mischiefs } => fuzz::run(*seconds, *mischiefs).map(|()| true),
         Verb::Doctor => Ok(true),
     }
 }
