@@ -84,6 +84,7 @@ impl RingConsole {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake::Around;
     use crate::fake::first_machine;
     use std::cell::{Cell, RefCell};
     use tdf_xen::abi::{EVTCHNOP_SEND, NR_EVENT_CHANNEL_OP, NR_SCHED_OP, PAGE_SIZE, Vcpu, xencons};
@@ -118,21 +119,9 @@ mod tests {
         }
     }
 
-    impl Cpu for WithDaemon {
-        fn rdtsc(&self) -> u64 {
-            self.xen.rdtsc()
-        }
-
-        fn rdmsr_tsc(&self) -> u64 {
-            self.xen.rdmsr_tsc()
-        }
-
-        fn cpuid_time(&self, subleaf: u32) -> [u32; 4] {
-            self.xen.cpuid_time(subleaf)
-        }
-
-        fn tsc_is_emulated(&self) -> bool {
-            false
+    impl Around for WithDaemon {
+        fn inner(&self) -> &FakeXen {
+            &self.xen
         }
     }
 

@@ -7,21 +7,33 @@ use tdf_xen::hypercall::XenError;
 
 use crate::machine::{Cpu, Crew, Machine};
 
-impl Cpu for FakeXen {
+/// A test's Xen: a fake one, or one around it that does more.
+pub trait Around {
+    /// The fake one, whose processor it is.
+    fn inner(&self) -> &FakeXen;
+}
+
+impl Around for FakeXen {
+    fn inner(&self) -> &FakeXen {
+        self
+    }
+}
+
+impl<T: Around> Cpu for T {
     fn rdtsc(&self) -> u64 {
-        FakeXen::rdtsc(self)
+        self.inner().rdtsc()
     }
 
     fn rdmsr_tsc(&self) -> u64 {
-        FakeXen::rdmsr_tsc(self)
+        self.inner().rdmsr_tsc()
     }
 
     fn cpuid_time(&self, subleaf: u32) -> [u32; 4] {
-        FakeXen::cpuid_time(self, subleaf)
+        self.inner().cpuid_time(subleaf)
     }
 
     fn tsc_is_emulated(&self) -> bool {
-        self.emulated_tsc()
+        self.inner().emulated_tsc()
     }
 }
 

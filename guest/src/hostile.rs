@@ -429,6 +429,7 @@ pub fn run<X: Hypercall + Cpu>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake::Around;
     use core::ptr;
     use tdf_xen::evtchn::Events;
     use tdf_xen::fake::{Config, FakeXen};
@@ -520,21 +521,9 @@ mod tests {
         }
     }
 
-    impl Cpu for Strict {
-        fn rdtsc(&self) -> u64 {
-            self.xen.rdtsc()
-        }
-
-        fn rdmsr_tsc(&self) -> u64 {
-            self.xen.rdmsr_tsc()
-        }
-
-        fn cpuid_time(&self, subleaf: u32) -> [u32; 4] {
-            self.xen.cpuid_time(subleaf)
-        }
-
-        fn tsc_is_emulated(&self) -> bool {
-            self.xen.emulated_tsc()
+    impl Around for Strict {
+        fn inner(&self) -> &FakeXen {
+            &self.xen
         }
     }
 

@@ -767,6 +767,7 @@ fn send(netfront: &mut Netfront, fabric: &Fabric, frame: FrameId) -> Result<bool
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake::Around;
     use crate::switch::fabric::{Direction, OUT_MAX};
     use crate::switch::fdb::{AGE_NS, Fdb};
     use crate::switch::pool::fake::Memory;
@@ -859,21 +860,9 @@ mod tests {
         }
     }
 
-    impl Cpu for World {
-        fn rdtsc(&self) -> u64 {
-            self.xen.rdtsc()
-        }
-
-        fn rdmsr_tsc(&self) -> u64 {
-            self.xen.rdmsr_tsc()
-        }
-
-        fn cpuid_time(&self, subleaf: u32) -> [u32; 4] {
-            self.xen.cpuid_time(subleaf)
-        }
-
-        fn tsc_is_emulated(&self) -> bool {
-            false
+    impl Around for World {
+        fn inner(&self) -> &FakeXen {
+            &self.xen
         }
     }
 
