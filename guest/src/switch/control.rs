@@ -358,10 +358,18 @@ fn apply(fabric: &mut Fabric, port: usize, wanted: &str, now: u64) -> Result<(),
     for (_, spec) in &directions {
         spec.map_or(Ok(()), |spec| spec.build().map(drop)).map_err(|error| error.to_string())?;
     }
+    let mut before = None;
     for (direction, spec) in directions {
-        if let Some(spec) = spec {
-            fabric.configure(now, port, direction, spec).map_err(|error| error.to_string())?;
+        let (Some(spec), Some(link)) = (spec, fabric.link(port, direction)) else { continue };
+        let last = *link.spec();
+        if let Err(error) = fabric.configure(now, port, direction, spec) {
+            // There was no memory for the second: the first goes back, which takes none.
+            if let Some((direction, spec)) = before {
+                let _ = fabric.configure(now, port, direction, spec);
+            }
+            return Err(error.to_string());
         }
+        before = Some((direction, last));
     }
     Ok(())
 }
