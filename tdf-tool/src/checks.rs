@@ -55,6 +55,9 @@ pub struct Ping {
     /// Virtual time between two requests.
     #[serde(default = "ping_interval")]
     pub every: Span,
+    /// By how much the round trip may be off the sum of the configured times and of what the machine
+    /// adds on ideal ports, in hundredths of that sum.
+    pub within_percent: Option<u32>,
 }
 
 /// One TCP flow.

@@ -26,6 +26,8 @@ pub enum NetFault {
     Lossless,
     /// The machine's own part does not shrink with the factor.
     Undilated,
+    /// TCP has to send segments again.
+    Lossy,
     /// A tenth of the marks gets lost.
     Unmarked,
     /// The switch refuses all settings.
@@ -151,8 +153,10 @@ impl FakeNetwork {
                     goodput = goodput / 100 * 98;
                 }
                 self.marks += 50;
+                let again = if self.fault == NetFault::Lossy { 3 } else { 0 };
                 let json = format!(
-                    "{{\"end\":{{\"sum_received\":{{\"bytes\":1,\"bits_per_second\":{goodput}}}}}}}"
+                    "{{\"end\":{{\"sum_sent\":{{\"retransmits\":{again}}},\
+                     \"sum_received\":{{\"bytes\":1,\"bits_per_second\":{goodput}}}}}}}"
                 );
                 (json, 2_000_000_000)
             }

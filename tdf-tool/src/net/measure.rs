@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The checks of a network: what is done, what theory says, and whether they agree.
 
+use switch_model::PortSpec;
 use tdf_abi::Tdf;
 
 use super::Lab;
@@ -80,6 +81,13 @@ fn bottleneck(path: &[Hop], frame: u32, payload: u32) -> Option<(&Hop, i64)> {
     rates.min_by_key(|(_, goodput)| *goodput)
 }
 
+/// Whole frames that the buffer of a port holds; `None`: it has no bound.
+fn held(spec: &PortSpec, frame: u32) -> Option<u64> {
+    let by_bytes = spec.queue_bytes.map(|bytes| bytes.as_bytes() / u64::from(frame));
+    let by_frames = spec.queue_frames.map(|frames| u64::from(frames.count()));
+    [by_bytes, by_frames].into_iter().flatten().min()
+}
+
 /// The range of so many thousandths around `value`.
 const fn around(value: i64, permille: i64) -> (i64, i64) {
     let off = value / 1000 * permille;
@@ -103,7 +111,7 @@ impl<M: Dom0> Lab<'_, M> {
     }
 
     fn pings(&mut self, ping: &Ping) -> Result<Pings, String> {
-        let Ping { from, to, count, size, every } = ping;
+        let Ping { from, to, count, size, every, .. } = ping;
         let to = self.address(to)?;
         let every = every.ns();
         let seconds = format!("{}.{:06}", every / 1_000_000_000, every / 1_000 % 1_000_000);
@@ -150,8 +158,16 @@ impl<M: Dom0> Lab<'_, M> {
         figures.push(Figure::plain("on ideal ports", NANOSECONDS, machine));
         if let Some(rtt) = pings.mean_ns() {
             figures.push(Figure::judged("round trip", NANOSECONDS, range, rtt));
-            let off = (rtt - exact) * 10_000 / rtt.max(1);
-            figures.push(Figure::plain("of it the machine's", "1/10000", off));
+            let whole = exact + machine;
+            let off = (rtt - whole) * 10_000 / whole.max(1);
+            let what = "off the sum of both";
+            figures.push(match ping.within_percent {
+                Some(percent) => {
+                    let most = i64::from(percent) * 100;
+                    Figure::judged(what, "1/10000", (-most, most), off)
+                }
+                None => Figure::plain(what, "1/10000", off),
+            });
         }
         let lost = i64::from(pings.lost());
         match (there.loss, back.loss) {
@@ -236,7 +252,7 @@ impl<M: Dom0> Lab<'_, M> {
         let mtu = self.mtu(from, to);
         let (frame, payload) = (Link::frame(mtu), mtu - TCP_HEADERS);
         let path = self.path(from, to, settings);
-        let Some((hop, theory)) = bottleneck(&path, frame, payload) else {
+        let Some((hop, expected)) = bottleneck(&path, frame, payload) else {
             let goodput = self.ideal_tcp(from, to)?;
             report.figures.push(Figure::plain("goodput, nothing in its way", BITS, goodput));
             return Ok(());
@@ -258,11 +274,25 @@ impl<M: Dom0> Lab<'_, M> {
         };
         let flow = self.flow(from, to, &how, for_virtual.ns() + after.ns())?;
         let goodput = flow.goodput as i64;
-        let range = around(theory, GOODPUT_PERMILLE);
+        let range = around(expected, GOODPUT_PERMILLE);
         report.figures.push(Figure::judged("goodput", BITS, range, goodput));
         report.figures.push(Figure::plain("received", "bytes", narrow(flow.bytes.into())));
         let retransmits = narrow(flow.retransmits.into());
         report.figures.push(Figure::plain("sent again", "segments", retransmits));
+        if retransmits > 0 {
+            // What comes behind a segment that is missing does not count until that one has been sent
+            // again: a round trip through the full queue, or two of them.
+            let there = theory(&path, frame).transit_ns;
+            let back = theory(&self.path(to, from, settings), Link::frame(TCP_HEADERS)).transit_ns;
+            let queue = held(&hop.spec, frame).unwrap_or(0) * hop.slot_bytes(frame);
+            let round = there + back + narrow(hop.serialisation_ns(queue).into());
+            let span = bytes.map_or(for_virtual.ns(), |bytes| {
+                let bits = i128::from(bytes.as_bytes()) * 8;
+                narrow(bits * 1_000_000_000 / i128::from(expected.max(1)))
+            });
+            let (late, most) = (2 * round * 1000 / span.max(1), GOODPUT_PERMILLE);
+            report.figures.push(Figure::at_most("not yet in order", "1/1000", late, most));
+        }
         if *ecn {
             let seen = self.marks(to)? - marked.0;
             let set = self.marks_set(&path)? - marked.1;
@@ -303,6 +333,7 @@ impl<M: Dom0> Lab<'_, M> {
             count: *count,
             size: 56,
             every: span(20_000_000),
+            within_percent: None,
         };
         let machine = self.ideal_rtt(&ping)?;
         let payload = self.mtu(from, to) - UDP_HEADERS;
@@ -313,11 +344,7 @@ impl<M: Dom0> Lab<'_, M> {
         };
         // A full buffer holds whole frames; the port is done with them one slot after another.
         let spec = &hop.spec;
-        let by_bytes = spec.queue_bytes.map(|bytes| bytes.as_bytes() / u64::from(frame));
-        let by_frames = spec.queue_frames.map(|frames| u64::from(frames.count()));
-        let Some(held) = [by_bytes, by_frames].into_iter().flatten().min() else {
-            return Err("the port's queue has no bound".to_owned());
-        };
+        let held = held(spec, frame).ok_or("the port's queue has no bound")?;
         let slot = hop.slot_bytes(frame);
         let drain = |frames: u64| narrow(hop.serialisation_ns(frames * slot).into());
         let small = Link::frame(ping.size + PING_HEADERS);
@@ -361,7 +388,8 @@ impl<M: Dom0> Lab<'_, M> {
             let tdf: Tdf = text.parse().map_err(|e| format!("{text:?}: {e}"))?;
             self.dilate(tdf)?;
             let (from, to) = (from.clone(), to.clone());
-            let ping = Ping { from, to, count: *count, size: 56, every: span(20_000_000) };
+            let every = span(20_000_000);
+            let ping = Ping { from, to, count: *count, size: 56, every, within_percent: None };
             self.pings(&Ping { count: 3, ..ping.clone() })?;
             let rtt = self.pings(&ping)?.mean_ns().ok_or("no ping was answered")?;
             let what = format!("round trip at TDF {tdf}");
@@ -561,7 +589,7 @@ fn netstat(text: &str, table: &str, name: &str) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use switch_model::{Framing, PortSpec, Rate, Span};
+    use switch_model::{Framing, Rate, Span};
 
     fn hop(spec: PortSpec) -> Hop {
         Hop { link: 0, spec }

@@ -321,7 +321,7 @@ mod tests {
         processing = { from = "a", to = "b", factors = ["1", "10", "100"] }
         [[check]]
         name = "far"
-        ping = { from = "a", to = "b", size = 1000 }
+        ping = { from = "a", to = "b", size = 1000, within_percent = 1 }
         set = [
             { link = "a", delay = "1 ms", framing = "ethernet", ingress = { rate = "1 Mbit/s" } },
             { link = "b", delay = "3 ms", latency = "7 us" },
@@ -334,7 +334,7 @@ mod tests {
         name = "flow"
         tdf = "5"
         tcp = { from = "a", to = "b" }
-        set = [{ link = "b", rate = "10 Mbit/s", framing = "ethernet" }]
+        set = [{ link = "b", rate = "10 Mbit/s", framing = "ethernet", queue = "20 frames" }]
         [[check]]
         name = "marks"
         tcp = { from = "a", to = "b", ecn = true }
@@ -367,9 +367,12 @@ mod tests {
         for (fault, says) in [
             (NetFault::Early, "far: round trip"),
             (NetFault::Late, "far: round trip"),
+            (NetFault::Late, "far: off the sum of both"),
             (NetFault::Undilated, "own: round trip at TDF 10"),
             (NetFault::Lossless, "lossy: lost: 0 pings"),
             (NetFault::Slow, "flow: goodput"),
+            // Two round trips through 20 frames of 1.2304 ms are more than 1 % of a second.
+            (NetFault::Lossy, "flow: not yet in order: 51 1/1000 is not at most 10"),
             (NetFault::Unmarked, "marks: marks set: 50 frames is not between"),
             (NetFault::Refuses, "the switch refused: I will not"),
             (NetFault::Mute, "s: it does not become a switch"),
