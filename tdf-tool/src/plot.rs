@@ -6,7 +6,8 @@ use std::fmt::Write;
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 440.0;
 const LEFT: f64 = 60.0;
-const RIGHT: f64 = 20.0;
+/// Half of the last number of the horizontal axis goes beyond it.
+const RIGHT: f64 = 40.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 60.0;
 /// Distinguishable for people with any sight; dashes tell curves apart where they coincide.
