@@ -24,7 +24,7 @@ impl Default for ClocksOptions {
     }
 }
 
-/// The `changes` self-test's parameters.
+/// The parameters of the self-tests `changes` and `armed`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ChangesOptions {
     /// `span_ns`: virtual time for which it runs, ns.
@@ -57,6 +57,8 @@ pub enum Task {
     Paths,
     /// `test=changes`.
     Changes(ChangesOptions),
+    /// `test=armed`.
+    Armed(ChangesOptions),
     /// `test=hostile`.
     Hostile(HostileOptions),
     /// `test=watchdog-bite`.
@@ -109,7 +111,7 @@ impl fmt::Display for CmdlineError<'_> {
             Self::UnknownTest(name) => {
                 write!(
                     f,
-                    "test={name}: the tests are `clocks`, `paths`, `changes`, `hostile`, `watchdog-bite`, `cost` and `model`"
+                    "test={name}: the tests are `clocks`, `paths`, `changes`, `armed`, `hostile`, `watchdog-bite`, `cost` and `model`"
                 )
             }
             Self::UnknownRole(name) => write!(f, "role={name}: the only role is `switch`"),
@@ -153,7 +155,7 @@ pub fn parse(line: &str) -> Result<Task, CmdlineError<'_>> {
             _ => {}
         }
     }
-    let ClocksOptions { span_ns, samples, .. } = options;
+    let ClocksOptions { span_ns, samples, seed } = options;
     if !(1..=SAMPLES_MAX).contains(&samples) {
         return Err(CmdlineError::Samples(samples));
     }
@@ -169,11 +171,9 @@ pub fn parse(line: &str) -> Result<Task, CmdlineError<'_>> {
         None => Ok(Task::Demo),
         Some("clocks") => Ok(Task::Clocks(options)),
         Some("paths") => Ok(Task::Paths),
-        Some("changes") => {
-            let ClocksOptions { span_ns, seed, .. } = options;
-            Ok(Task::Changes(ChangesOptions { span_ns, seed, late_ns }))
-        }
-        Some("hostile") => Ok(Task::Hostile(HostileOptions { calls, seed: options.seed })),
+        Some("changes") => Ok(Task::Changes(ChangesOptions { span_ns, seed, late_ns })),
+        Some("armed") => Ok(Task::Armed(ChangesOptions { span_ns, seed, late_ns })),
+        Some("hostile") => Ok(Task::Hostile(HostileOptions { calls, seed })),
         Some("watchdog-bite") => Ok(Task::WatchdogBite),
         Some("cost") => Ok(Task::Cost),
         Some("model") => Ok(Task::Model),
@@ -198,6 +198,7 @@ mod tests {
             parse("test=changes span_ns=5000000 seed=3 late_ns=7"),
             Ok(Task::Changes(changes))
         );
+        assert_eq!(parse("test=armed span_ns=5000000 seed=3 late_ns=7"), Ok(Task::Armed(changes)));
         let hostile = HostileOptions { calls: 7, seed: 3 };
         assert_eq!(parse("test=hostile calls=7 seed=3"), Ok(Task::Hostile(hostile)));
         assert_eq!(parse("test=watchdog-bite"), Ok(Task::WatchdogBite));
@@ -219,7 +220,7 @@ mod tests {
         for (line, sentence) in [
             (
                 "test=clock",
-                "test=clock: the tests are `clocks`, `paths`, `changes`, `hostile`, `watchdog-bite`, `cost` and `model`",
+                "test=clock: the tests are `clocks`, `paths`, `changes`, `armed`, `hostile`, `watchdog-bite`, `cost` and `model`",
             ),
             ("role=router", "role=router: the only role is `switch`"),
             ("seed=-1", "seed=-1: expected a decimal number below 2^64"),

@@ -8,6 +8,7 @@
 
 extern crate alloc;
 
+pub mod armed;
 pub mod changes;
 pub mod clocks;
 pub mod cmdline;

@@ -243,9 +243,12 @@ impl<M: Dom0> Run<'_, M> {
             let sleeping = match domain.test {
                 Test::Paths => TIMEOUT_VIRTUAL_NS + PATHS_VIRTUAL_NS,
                 Test::WatchdogBite => TIMEOUT_VIRTUAL_NS + BITE_VIRTUAL_NS,
-                Test::Clocks | Test::Changes | Test::Hostile | Test::Model | Test::Net => {
-                    TIMEOUT_VIRTUAL_NS
-                }
+                Test::Clocks
+                | Test::Changes
+                | Test::Armed
+                | Test::Hostile
+                | Test::Model
+                | Test::Net => TIMEOUT_VIRTUAL_NS,
             };
             let sleeping = i64::try_from(tdf.to_real(sleeping)).unwrap_or(i64::MAX);
             let span = match &domain.changes {

@@ -76,6 +76,8 @@ pub enum Test {
     Paths,
     /// Watches its clocks without a pause while its factor changes.
     Changes,
+    /// Arms timers, and the factor changes before they fire.
+    Armed,
     /// Asks Xen for whatever it must not give.
     Hostile,
     /// Sets a watchdog and lets it bite.
@@ -92,6 +94,7 @@ impl fmt::Display for Test {
             Self::Clocks => "clocks",
             Self::Paths => "paths",
             Self::Changes => "changes",
+            Self::Armed => "armed",
             Self::Hostile => "hostile",
             Self::WatchdogBite => "watchdog-bite",
             Self::Model => "model",
@@ -654,15 +657,14 @@ fn domain_of(
         Test::Net if mine_too => {
             mistakes.push(format!("domain {name:?}: clocks of a network's domains are not checked"))
         }
-        Test::Changes if changes.is_none() => mistakes
-            .push(format!("domain {name:?}: test = \"changes\", but no [[change]] names it")),
-        Test::Clocks | Test::Paths | Test::Hostile | Test::WatchdogBite | Test::Model
-            if changes.is_some() && !own =>
-        {
+        Test::Changes | Test::Armed if changes.is_none() => {
+            mistakes.push(format!("domain {name:?}: test = \"{test}\", but no [[change]] names it"))
+        }
+        Test::Clocks | Test::Paths | Test::Hostile | Test::Model if changes.is_some() && !own => {
             mistakes
                 .push(format!("domain {name:?}: a [[change]] names it: write test = \"changes\""))
         }
-        Test::Hostile | Test::WatchdogBite | Test::Model
+        Test::Armed | Test::Hostile | Test::WatchdogBite | Test::Model
             if matches!(kind, Kind::Linux | Kind::Pvh) =>
         {
             mistakes.push(format!(

@@ -48,6 +48,15 @@ pub(crate) const GUEST_CHANGES: [(&str, &str); 5] = [
     ("CHANGES", "reads"),
 ];
 
+/// What our kernel says of timers that were armed before a change.
+const GUEST_ARMED: [(&str, &str); 5] = [
+    ("P8", "armed_then_changed"),
+    ("P9", "armed_then_changed"),
+    ("P9", "asleep_then_changed"),
+    ("P11", "armed_then_changed"),
+    ("P12", "armed_then_changed"),
+];
+
 /// Longest line of a console; longer ones are cut.
 const LINE: usize = 1024;
 
@@ -232,6 +241,7 @@ pub(crate) fn wanted_paths(domain: &Domain) -> Vec<(&'static str, &'static str, 
         (Kind::Config(_), _) | (_, Test::Clocks | Test::Net) => Vec::new(),
         (_, Test::WatchdogBite) => on_first(&[BITE]),
         (_, Test::Model) => on_first(&[MODEL]),
+        (_, Test::Armed) => on_first(&GUEST_ARMED),
         (Kind::Linux | Kind::Pvh, Test::Paths) => {
             let wanted = paths::WANTED.iter().chain(paths::of_tsc(domain.tsc_mode));
             wanted.map(|path| (*path, "", 0)).collect()

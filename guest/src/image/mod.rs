@@ -19,7 +19,7 @@ use tdf_guest::clocks;
 use tdf_guest::cmdline::{self, Task};
 use tdf_guest::machine::{Cpu, Machine, Via};
 use tdf_guest::switch::options::Options;
-use tdf_guest::{changes, cost, hostile, model, paths, probe};
+use tdf_guest::{armed, changes, cost, hostile, model, paths, probe};
 use tdf_xen::abi::{SIF_INITDOMAIN, Vcpu, start_info};
 use tdf_xen::hypercall::{Shutdown, Xen};
 
@@ -86,6 +86,10 @@ extern "C" fn start(info: *mut start_info) -> ! {
         Ok(Task::Changes(options)) => {
             log::info!("changes: {options:?}");
             changes::run(machine, &vcpus(machine, info), options, &mut console::Raw);
+        }
+        Ok(Task::Armed(options)) => {
+            log::info!("armed: {options:?}");
+            armed::run(machine, options, &mut console::Raw);
         }
         Ok(Task::Hostile(options)) => {
             log::info!("hostile: {options:?}");

@@ -74,6 +74,8 @@ pub enum Fault {
     ChangeUnpublished,
     /// A change of the factor leaves the single-shot timer where it was in real time.
     ChangeUnarmed,
+    /// A change of the factor leaves the timeout of `SCHEDOP_poll` where it was in real time.
+    ChangeUnpolled,
     /// The system time of the second vCPU is behind by so many ns.
     SecondBehind(u64),
 }
@@ -93,6 +95,8 @@ pub struct Config {
     pub seed: u64,
     /// Changes the factor each time that so many ns of real time have passed; 0 never does.
     pub change_every_ns: u64,
+    /// The factors that it changes to, at random, no one twice in a row.
+    pub change_to: &'static [(u32, u32)],
     /// What is wrong.
     pub fault: Option<Fault>,
 }
@@ -106,6 +110,7 @@ impl Default for Config {
             sample_answer: 0,
             seed: 1,
             change_every_ns: 0,
+            change_to: &FACTORS,
             fault: None,
         }
     }
@@ -117,7 +122,7 @@ const VCPUS: u32 = 2;
 const TIMER_PORT: u32 = 3;
 /// The tick that every vCPU starts with, ns.
 const TICK_NS: i64 = 10_000_000;
-/// Factors that this Xen changes to.
+/// Factors that this Xen changes to, unless told otherwise.
 const FACTORS: [(u32, u32); 9] =
     [(1, 1000), (1, 10), (1, 2), (1, 1), (5, 2), (7, 3), (10, 1), (100, 1), (1000, 1)];
 /// Time of day when system time was 0, ns since 1970.
@@ -310,8 +315,11 @@ impl FakeXen {
         }
         let every = self.config.change_every_ns;
         let gap = every + self.random(every);
-        let (num, den) = FACTORS[self.random(FACTORS.len() as u64) as usize];
-        let tdf = Tdf::new(num, den).expect("a factor of the list");
+        let present = self.segment().tdf;
+        let factors = self.config.change_to.iter();
+        let factors = factors.map(|(num, den)| Tdf::new(*num, *den).expect("a factor"));
+        let others: Vec<Tdf> = factors.filter(|tdf| *tdf != present).collect();
+        let tdf = others[self.random(others.len() as u64) as usize];
         let mut state = self.state.borrow_mut();
         if self.is(Fault::ChangeUnarmed) {
             let old = state.segment;
@@ -678,13 +686,14 @@ impl FakeXen {
             word.load(Ordering::SeqCst) & bit != 0
         };
         let periodic = self.state.borrow().vcpus[self.state.borrow().vcpu as usize].periodic;
-        let start = self.virt_ns();
+        let (start, first) = (self.virt_ns(), self.segment());
         // A vCPU that sleeps gets no ticks.
         self.timers(|timers| timers.periodic = None);
         while !ports.iter().any(pending) {
             let state = self.state.borrow();
             let (vcpu, segment, changes_at) = (state.vcpu, state.segment, state.changes_at);
             drop(state);
+            let segment = if self.is(Fault::ChangeUnpolled) { first } else { segment };
             let out =
                 (timeout != 0).then(|| segment.to_real(timeout.cast_signed()).saturating_add(slop));
             if out.is_some_and(|at| at <= self.real_ns()) {
