@@ -29,4 +29,7 @@ refused() { # DESCRIPTION TEXT: the last command failed, said TEXT, and left no 
     check "$1: says '$2'" says "$2"
     check "$1: no domain is left" none_left
 }
+number() { # DOMAIN KEY: of tdf get --json
+    tdf get "$1" --json | sed "s/.*\"$2\":\"\?\([-0-9/]*\).*/\1/"
+}
 run() { "$@" >out 2>&1; code=$?; }

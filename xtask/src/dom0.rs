@@ -25,6 +25,9 @@ const XEN_PROGRAMS: &[&str] = &["xl", "xenstored", "xenconsoled", "xen-init-dom0
 const XENSTORE_TOOLS: &[&str] =
     &["xenstore-read", "xenstore-write", "xenstore-ls", "xenstore-rm", "xenstore-exists"];
 
+/// A program that reads and sets what can be changed of Xen while it runs.
+const XENHYPFS: &str = "usr/sbin/xenhypfs";
+
 /// A program that xl starts by its whole path.
 const SAVE_HELPER: &str = "libxl-save-helper";
 
@@ -145,6 +148,7 @@ fn base_archive(root: &Path) -> Result<Archive> {
     let folder = bin.strip_prefix(root).context("xl is elsewhere")?;
     let helper = folder.join(SAVE_HELPER).to_string_lossy().into_owned();
     archive.add(helper, Entry::read(&bin.join(SAVE_HELPER))?);
+    archive.add(XENHYPFS, Entry::read(&root.join(XENHYPFS))?);
     for tool in XENSTORE_TOOLS {
         let tool = format!("usr/bin/{tool}");
         let path = root.join(&tool);

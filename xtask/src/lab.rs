@@ -30,12 +30,12 @@ pub const INSTRUCTIONS: &str = "instructions";
 /// eager-fpu: Xen takes QEMU's processor for one on which it may leave a domain's vector registers in
 /// place until another one uses them, but not every instruction that does is trapped there: programs
 /// in dom0 would work with what another domain computed.
-const XEN_ARGS: &str = "com1=115200,8n1 console=com1 loglvl=info guest_loglvl=info dom0_mem=400M \
+const XEN_ARGS: &str = "com1=115200,8n1 console=com1 loglvl=info guest_loglvl=info \
      dom0_max_vcpus=1 spec-ctrl=eager-fpu";
 
-/// The same with more memory for dom0, which keeps saved domains in it.
-const XEN_ARGS_LARGE: &str =
-    "com1=115200,8n1 console=com1 loglvl=info guest_loglvl=info dom0_mem=800M dom0_max_vcpus=1";
+/// MiB of dom0's memory, and of that of a dom0 which keeps saved domains in it.
+const DOM0_MIB: u32 = 400;
+const DOM0_LARGE_MIB: u32 = 800;
 
 /// The script that saves and restores domains, among other things.
 const LIFE: &str = "life";
@@ -115,6 +115,8 @@ pub struct Options {
     pub calls: Option<u32>,
     /// The factor that is built into the hypervisor.
     pub default_tdf: Tdf,
+    /// More words for Xen's command line.
+    pub xen_args: String,
     /// Leave the patch queue out.
     pub stock: bool,
     /// A hypervisor to boot instead of the one that the options above describe.
@@ -138,6 +140,7 @@ impl Options {
             changes: None,
             calls: None,
             default_tdf: Tdf::ONE,
+            xen_args: String::new(),
             stock: false,
             image: None,
             seed: 1,
@@ -224,7 +227,8 @@ pub fn run(options: &Options) -> Result<Outcome> {
         machine(options, &parts.xen.image, &linux.vmlinuz, &args, Some(&initramfs), &name);
     (machine.memory_mib, machine.svm) = (demand.memory_mib, demand.svm);
     if options.scenario == LIFE {
-        (machine.xen_args, machine.memory_mib) = (XEN_ARGS_LARGE, MEMORY_MIB + 400);
+        machine.xen_args = xen_args(options, DOM0_LARGE_MIB);
+        machine.memory_mib += DOM0_LARGE_MIB - DOM0_MIB;
     }
     let output = machine.run(&mut step)?;
     let results = Results::parse(&output)?;
@@ -307,6 +311,11 @@ pub fn interact(options: &Options) -> Result<()> {
     result
 }
 
+/// Xen's whole command line, with so many MiB for dom0.
+fn xen_args(options: &Options, dom0_mib: u32) -> String {
+    format!("{XEN_ARGS} dom0_mem={dom0_mib}M {}", options.xen_args)
+}
+
 fn machine<'a>(
     options: &Options,
     xen: &'a Path,
@@ -317,7 +326,7 @@ fn machine<'a>(
 ) -> Machine<'a> {
     Machine {
         xen,
-        xen_args: XEN_ARGS,
+        xen_args: xen_args(options, DOM0_MIB),
         kernel,
         kernel_args,
         initramfs,

@@ -26,9 +26,6 @@ until_true() { # TRIES COMMAND…
     done
 }
 verified() { tdf verify "$@" --ask --for 300ms >out 2>&1; }
-number() { # DOMAIN KEY: of tdf get --json
-    tdf get "$1" --json | sed "s/.*\"$2\":\"\?\([-0-9/]*\).*/\1/"
-}
 has() { [ "$(number "$1" tdf)" = "$2" ]; }
 lost() { # DOMAIN FACTOR NOW: tdf list says so
     tdf list >out 2>&1

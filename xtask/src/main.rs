@@ -129,6 +129,9 @@ struct LabArgs {
     /// Factor that is built into the hypervisor for every domU
     #[arg(long, value_name = "T", allow_hyphen_values = true, default_value_t = Tdf::ONE)]
     default_tdf: Tdf,
+    /// More words for Xen's command line: "tdf=20"
+    #[arg(long, value_name = "WORDS", default_value = "")]
+    xen_args: String,
     /// Boot Xen without the patch queue
     #[arg(long)]
     stock: bool,
@@ -155,6 +158,7 @@ impl LabArgs {
             changes: self.changes,
             calls: self.calls,
             default_tdf: self.default_tdf,
+            xen_args: self.xen_args.clone(),
             stock: self.stock,
             image: None,
             seed: self.seed,

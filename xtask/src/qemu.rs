@@ -41,7 +41,7 @@ pub struct Machine<'a> {
     /// The hypervisor.
     pub xen: &'a Path,
     /// Its command line.
-    pub xen_args: &'a str,
+    pub xen_args: String,
     /// The initial domain's kernel.
     pub kernel: &'a Path,
     /// The kernel's command line.
@@ -94,7 +94,7 @@ impl Machine<'_> {
             ])
             .arg("-kernel")
             .arg(self.xen)
-            .args(["-append", self.xen_args])
+            .args(["-append", &self.xen_args])
             .arg("-initrd")
             .arg(modules);
         // -smap: with it QEMU's iret from ring 3 to ring 3 faults, and a PV Linux dies early.

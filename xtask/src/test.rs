@@ -159,7 +159,7 @@ impl Tests {
                 passes(&lab::run(&options)?)
             });
         }
-        for scenario in ["paths", "changes", "model", "pvh"] {
+        for scenario in ["paths", "changes", "armed", "model", "pvh"] {
             tally.case(&format!("lab: {scenario}"), || passes(&lab::run(&self.options(scenario))?));
         }
         for (script, what) in SCRIPTS {
@@ -192,6 +192,10 @@ impl Tests {
         tally.case("lab: a default built into Xen dilates plain xl domains", || {
             let default_tdf = DEFAULT_TDF.parse()?;
             passes(&lab::run(&lab::Options { default_tdf, ..self.options("default20") })?)
+        });
+        tally.case("lab: a default on Xen's command line does, too", || {
+            let xen_args = format!("tdf={DEFAULT_TDF}");
+            passes(&lab::run(&lab::Options { xen_args, ..self.options("default20") })?)
         });
         tally.case("lab: Xen without the patches", || {
             let options = lab::Options { stock: true, ..self.options("clocks") };
