@@ -22,6 +22,9 @@ pub const VIFS: &str = "backend/vif";
 pub const TOKEN: &str = "vif";
 /// What the tokens of the watches on frontends begin with.
 pub const FRONT_TOKEN: &str = "front/";
+/// How long the toolstack gets to see that an interface is ready before it is connected, ns. It waits for
+/// that very state, and gives up if the next one comes before it has looked; nothing says that it has.
+pub const SHOWN_NS: u64 = 50_000_000;
 /// Steps that an interface may take at once before it has to wait for another event.
 const STEPS_MAX: usize = 8;
 
@@ -94,6 +97,10 @@ struct Vif {
     front: String,
     port: usize,
     state: State,
+    /// When it may be connected.
+    from: u64,
+    /// Its frontend waits for that.
+    asked: bool,
 }
 
 /// What has become of a port.
@@ -116,6 +123,7 @@ pub enum Change {
 pub struct Backend {
     vifs: Vec<Vif>,
     ports: usize,
+    deadline: u64,
 }
 
 type Answer<T, L> = Result<T, Error<<L as Link>::Error>>;
@@ -123,7 +131,18 @@ type Answer<T, L> = Result<T, Error<<L as Link>::Error>>;
 impl Backend {
     /// No interfaces, for `ports` ports.
     pub fn new(ports: usize) -> Self {
-        Self { vifs: Vec::new(), ports }
+        Self { vifs: Vec::new(), ports, deadline: u64::MAX }
+    }
+
+    /// When there is something to be done that no event tells of; [`u64::MAX`]: never.
+    #[inline]
+    pub fn deadline(&self) -> u64 {
+        self.deadline
+    }
+
+    /// An interface with which there is something to be done by now.
+    pub fn due(&self, now: u64) -> Option<VifName> {
+        self.vifs.iter().find(|vif| vif.asked && vif.from <= now).map(|vif| vif.name)
     }
 
     /// Begins to watch for interfaces.
@@ -139,7 +158,7 @@ impl Backend {
         self.vifs.iter().find(|vif| vif.port == port).map(|vif| vif.name)
     }
 
-    /// Looks at every interface. New ones get none of the ports `others`, a bit each.
+    /// Looks at every interface, at `now`. New ones get none of the ports `others`, a bit each.
     ///
     /// # Errors
     /// What xenstore says, if that is not about one interface only.
@@ -149,6 +168,7 @@ impl Backend {
         attach: &mut impl Attach,
         changes: &mut Vec<Change>,
         others: u64,
+        now: impl Fn() -> u64,
     ) -> Answer<(), L> {
         let mut names: Vec<VifName> = self.vifs.iter().map(|vif| vif.name).collect();
         for dom in children(store, VIFS)? {
@@ -161,12 +181,12 @@ impl Backend {
             }
         }
         for name in names {
-            self.look_at(store, attach, name, changes, others)?;
+            self.look_at(store, attach, name, changes, others, &now)?;
         }
         Ok(())
     }
 
-    /// Looks at one interface, and does whatever is to be done about it.
+    /// Looks at one interface, and does whatever is to be done about it at `now`.
     ///
     /// # Errors
     /// What xenstore says, if that is not about this interface only.
@@ -177,6 +197,22 @@ impl Backend {
         name: VifName,
         changes: &mut Vec<Change>,
         others: u64,
+        now: impl Fn() -> u64,
+    ) -> Answer<(), L> {
+        let looked = self.look(store, attach, name, changes, others, now);
+        let asked = self.vifs.iter().filter(|vif| vif.asked);
+        self.deadline = asked.map(|vif| vif.from).min().unwrap_or(u64::MAX);
+        looked
+    }
+
+    fn look<L: Link>(
+        &mut self,
+        store: &mut Client<L>,
+        attach: &mut impl Attach,
+        name: VifName,
+        changes: &mut Vec<Change>,
+        others: u64,
+        now: impl Fn() -> u64,
     ) -> Answer<(), L> {
         let known = self.vifs.iter().position(|vif| vif.name == name);
         let at = match known {
@@ -202,11 +238,14 @@ impl Backend {
             } else {
                 xenbus::backend(own, front, online, attach.is_broken(port))
             };
+            self.vifs[at].asked = step == Step::Connect && now() < self.vifs[at].from;
             match step {
                 Step::Stay => return Ok(()),
+                Step::Connect if self.vifs[at].asked => return Ok(()),
                 Step::Start => {
                     announce(store, &path)?;
                     self.show(store, at, State::InitWait)?;
+                    self.vifs[at].from = now().saturating_add(SHOWN_NS);
                 }
                 Step::Connect => {
                     let front = read_front(store, name, &self.vifs[at].front)?;
@@ -285,7 +324,8 @@ impl Backend {
             return Ok(None);
         };
         store.watch((front.as_str(), keys::STATE), &token(name))?;
-        Ok(Some(Vif { name, path, front, port, state: State::Initialising }))
+        let state = State::Initialising;
+        Ok(Some(Vif { name, path, front, port, state, from: 0, asked: false }))
     }
 
     fn show<L: Link>(&mut self, store: &mut Client<L>, at: usize, state: State) -> Answer<(), L> {
@@ -420,11 +460,13 @@ mod tests {
         bench: Bench,
         backend: Backend,
         ports: Ports,
+        now: u64,
     }
 
     impl World {
         fn new(ports: usize) -> Self {
-            Self { bench: bench(), backend: Backend::new(ports), ports: Ports::default() }
+            let (bench, backend) = (bench(), Backend::new(ports));
+            Self { bench, backend, ports: Ports::default(), now: 0 }
         }
 
         fn front(&self, dom: u16, key: &str, value: &str) {
@@ -456,10 +498,19 @@ mod tests {
             }
         }
 
-        fn look(&mut self) -> Vec<Change> {
+        fn look_once(&mut self) -> Vec<Change> {
             let mut changes = Vec::new();
             let (client, ports) = (&mut self.bench.client, &mut self.ports);
-            self.backend.look_at_all(client, ports, &mut changes, 0).unwrap();
+            let now = self.now;
+            self.backend.look_at_all(client, ports, &mut changes, 0, || now).unwrap();
+            changes
+        }
+
+        /// Now, and when there is nothing more to wait for.
+        fn look(&mut self) -> Vec<Change> {
+            let mut changes = self.look_once();
+            self.now += SHOWN_NS;
+            changes.extend(self.look_once());
             changes
         }
 
@@ -508,6 +559,34 @@ mod tests {
         assert_eq!(world.look(), [Change::Freed(0)]);
         assert_eq!(world.state(7), None);
         assert_eq!(world.bench.store.borrow().list("/local/domain/5/backend/vif"), [""; 0]);
+    }
+
+    #[test]
+    fn the_toolstack_gets_to_see_that_an_interface_is_ready() {
+        let mut world = World::new(4);
+        world.now = 7;
+        assert_eq!(world.backend.deadline(), u64::MAX);
+        world.create(7);
+        world.look_once();
+        assert_eq!(world.backend.deadline(), u64::MAX, "the frontend wants nothing yet");
+        world.connect(7);
+        world.now = 9;
+        assert_eq!(world.look_once(), []);
+        assert_eq!(world.state(7).as_deref(), Some("2"));
+        let from = 7 + SHOWN_NS;
+        assert_eq!((world.backend.deadline(), world.backend.due(from - 1)), (from, None));
+        assert_eq!(world.backend.due(from), Some(name(7)));
+        world.now = from;
+        assert_eq!(world.look_once(), [Change::Up(0)]);
+        assert_eq!((world.backend.deadline(), world.backend.due(from)), (u64::MAX, None));
+        // One that goes meanwhile is not waited for.
+        world.create(8);
+        world.connect(8);
+        world.look_once();
+        assert!(world.backend.deadline() < u64::MAX);
+        world.bench.store.borrow_mut().remove("/local/domain/8");
+        world.look_once();
+        assert_eq!(world.backend.deadline(), u64::MAX);
     }
 
     #[test]

@@ -185,9 +185,14 @@ impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
             {
                 return Ok(End::Asked(why));
             }
+            if self.backend.deadline() != u64::MAX
+                && let Some(name) = self.backend.due(self.exchange.now())
+            {
+                self.act(News::Vif(name))?;
+            }
             let busy = (0..ROUNDS).all(|_| self.exchange.round());
             if !busy && self.exchange.arm() {
-                let deadline = match self.exchange.deadline() {
+                let deadline = match self.exchange.deadline().min(self.backend.deadline()) {
                     u64::MAX => 0,
                     at => at.max(1),
                 };
@@ -231,7 +236,7 @@ impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
         match news {
             News::Vif(name) => {
                 let fronts = others(&|port| frontend.owner(port).is_some());
-                backend.look_at(store, exchange, name, &mut changes, fronts)?;
+                backend.look_at(store, exchange, name, &mut changes, fronts, now)?;
             }
             News::Own(handle) => {
                 frontend.look_at(store, exchange, handle, &mut changes, backend)?;
@@ -243,7 +248,7 @@ impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
             News::Vifs | News::Owns | News::Settings | News::Everything => {
                 if everything || news == News::Vifs {
                     let fronts = others(&|port| frontend.owner(port).is_some());
-                    backend.look_at_all(store, exchange, &mut changes, fronts)?;
+                    backend.look_at_all(store, exchange, &mut changes, fronts, now)?;
                 }
                 if everything || news == News::Owns {
                     frontend.look_at_all(store, exchange, &mut changes, backend)?;
