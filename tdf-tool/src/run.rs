@@ -631,6 +631,15 @@ mod tests {
     }
 
     #[test]
+    fn timers_that_are_armed_must_be_tried_each() {
+        let armed = CHANGES.replacen("test = \"changes\"", "test = \"armed\"", 1);
+        let tried = |behaviour| tried(&armed, behave("a", behaviour)).0.failures.join("\n");
+        assert_eq!(tried(Behaviour::Good), "");
+        assert_eq!(tried(Behaviour::Missing), "a: P8 armed_then_changed: the guest never tried it");
+        assert!(tried(Behaviour::Fast).contains("a: P8: armed_then_changed: 1 is not between"));
+    }
+
+    #[test]
     fn changes_that_break_the_clock_or_that_a_probe_does_not_outlast_fail() {
         let failures = |behaviour: Behaviour, fault| {
             let (report, _) = tried(CHANGES, |machine| {

@@ -49,7 +49,7 @@ pub(crate) const GUEST_CHANGES: [(&str, &str); 5] = [
 ];
 
 /// What our kernel says of timers that were armed before a change.
-const GUEST_ARMED: [(&str, &str); 5] = [
+pub(crate) const GUEST_ARMED: [(&str, &str); 5] = [
     ("P8", "armed_then_changed"),
     ("P9", "armed_then_changed"),
     ("P9", "asleep_then_changed"),
