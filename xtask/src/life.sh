@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: MIT OR Apache-2.0
 # What becomes of a dilated Linux that is paused, saved, restored, rebooted, crashed or destroyed, or that
 # loses a vCPU: its clocks stay right, or `tdf list` says that its factor is lost. `tdf verify` is used
-# as a user does.
+# as a user does, also for a clock that is wrong.
 . /usr/share/xen-tdf/common.sh
 
 assets=/usr/share/xen-tdf
+words=
 # The kernel's boot costs the lab more than anything else here.
-linux() { # NAME LINE…: a Linux in which a probe waits to be asked
+linux() { # NAME LINE…: a Linux in which a probe waits to be asked; $words on its kernel's command line
     config "$@"
     sed -i "s|^kernel = .*|kernel = \"$assets/vmlinuz\"|; s|^memory = .*|memory = 112|" "$1.cfg"
     {
         echo "ramdisk = \"$assets/linux-probe.cgz\""
-        echo 'extra = "console=hvc0 quiet sysrq_always_enabled test=serve"'
+        echo "extra = \"console=hvc0 quiet sysrq_always_enabled test=serve $words\""
         echo 'tdf_reveal = 1'
     } >>"$1.cfg"
 }
@@ -58,7 +59,24 @@ check 'asking one that cannot answer fails' [ "$code" -eq 1 ]
 check 'it says which, and why' says '^small: no probe answered'
 run tdf verify web nobody
 check 'a domain that is not there is named' says 'nobody'
+run tdf verify web small --for 300ms --json
+check 'its document is of its schema' says '"schema": *"tdf.verify/1"'
 xl destroy small
+
+stage 'a clock that is wrong'
+words='clocksource=tsc tsc=reliable'
+linux raw 'tdf = "10"' 'tsc_mode = "native"'
+words=
+run tdf create raw.cfg
+check 'a Linux that reads time by a native TSC is right' until_true 30 verified raw
+run tdf set raw 5/2
+run tdf verify raw --ask --for 300ms
+check 'until its factor changes: then tdf verify fails' [ "$code" -eq 1 ]
+check 'it shows which clock is wrong' says '^raw .*CLOCK_MONOTONIC .* FAIL$'
+check 'Xen says what is right' says '^raw .*xen:wall_clock .* ok$'
+run tdf verify raw --ask --for 300ms --json
+check 'its document says so, too' says '"pass": *false'
+xl destroy raw
 
 stage 'pause'
 xl pause web
