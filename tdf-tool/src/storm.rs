@@ -24,6 +24,8 @@ const LOOK_EVERY: u64 = 64;
 /// Virtual time that certainly does not pass between a look at a domain and the next request, ns: five
 /// hours, which are 17 s of real time at the fastest.
 const SOON_NS: i128 = 1 << 44;
+/// The least id of a domain that does not exist.
+const LEAST_NOBODY: u16 = 1 << 14;
 /// Bytes of a domctl's operands.
 const OPERANDS: usize = 128;
 
@@ -245,7 +247,8 @@ impl<M: Hypervisor> Storm<'_, M> {
     }
 
     fn target(&mut self) -> (Target, u16) {
-        let any = split_mix(&mut self.random) as u16;
+        // Toolstacks hand ids out from below: what is made meanwhile has none of these.
+        let any = split_mix(&mut self.random) as u16 | LEAST_NOBODY;
         let special = DomId::FIRST_RESERVED + self.below(16) as u16;
         match self.below(8) {
             0 => (Target::Own, 0),
