@@ -6,6 +6,7 @@
 //! virtual time, and the bounds follow from those and from what theory allows a timer.
 
 use std::arch::x86_64::{__cpuid_count, _mm_lfence, _rdtsc};
+use std::os::unix::fs::FileExt;
 
 use tdf_abi::{Tdf, TdfSample};
 use tdf_xen::abi::{
@@ -29,6 +30,10 @@ pub trait Machine: Clocks {
     fn tsc(&mut self) -> u64;
     /// What Xen says of it in CPUID: whether it is emulated, and its frequency in kHz.
     fn tsc_info(&mut self) -> (bool, u32);
+    /// A model specific register of the first processor; `None` if it has no such register.
+    fn read_msr(&mut self, msr: u32) -> Option<u64>;
+    /// Writes one; `None` if it has no such register.
+    fn write_msr(&mut self, msr: u32, value: u64) -> Option<()>;
 }
 
 /// The paths that must have been tried, whatever the TSC is …
@@ -43,6 +48,9 @@ pub const fn of_tsc(mode: TscMode) -> &'static [&'static str] {
     }
 }
 
+/// Those that a guest has whose local APIC Xen emulates.
+pub const OF_APIC: [&str; 2] = ["H3", "H4"];
+
 /// Real time over which clocks are compared, ns.
 const WINDOW_REAL_NS: i64 = 300_000_000;
 /// Virtual time of a sleep, ns, but a real time that is neither short nor long.
@@ -52,6 +60,23 @@ const SLEEP_REAL_NS: (i64, i64) = (2_000_000, 500_000_000);
 const SLEEPS: u32 = 10;
 /// The frequency in CPUID and the slope that is published are calibrated at different times.
 const CALIBRATIONS_PPM: i128 = 500;
+
+/// Registers of the local APIC: the timer's entry, its counter as it starts and as it is, its divider …
+const APIC_LVT_TIMER: u32 = 0x832;
+const APIC_INITIAL: u32 = 0x838;
+const APIC_CURRENT: u32 = 0x839;
+const APIC_DIVIDER: u32 = 0x83e;
+/// … and the value of the TSC at which it fires.
+const TSC_DEADLINE: u32 = 0x6e0;
+/// The timer's entry: no interrupt; a deadline instead of a counter, and a vector for which Linux has no
+/// use: it says so and goes on.
+const LVT_MASKED: u64 = 1 << 16;
+const LVT_DEADLINE: u64 = 2 << 17 | 0x90;
+/// The divider that divides by 1, and the ns of a tick then: Xen's bus has 100 MHz.
+const DIVIDE_BY_1: u64 = 0b1011;
+const APIC_TICK_NS: i64 = 10;
+/// The timer's counter has so many values.
+const APIC_COUNTS: u64 = 1 << 32;
 
 /// All that is read at about one moment.
 struct Moment {
@@ -79,6 +104,69 @@ impl Moment {
 fn sum(spent: &RunstateInfo, states: &[usize]) -> i64 {
     let sum = states.iter().fold(0u64, |sum, &state| sum.wrapping_add(spent.time_ns[state]));
     sum.cast_signed()
+}
+
+/// H3 and H4: the counter of the local APIC's timer, and its deadline; `None` if there is no local APIC
+/// that Linux leaves to us. (Its timer Linux does not use: it has Xen's.)
+///
+/// # Errors
+/// Real time cannot be sampled.
+fn apic(
+    machine: &mut impl Machine,
+    tdf: Tdf,
+    khz: u32,
+) -> Result<Option<[PathRow<'static>; 2]>, ProbeError> {
+    let virt = |real_ns: i64| (-tdf.to_virtual(-i128::from(real_ns))) as i64;
+    let grid = 6 + virt(2);
+    let started = [(APIC_LVT_TIMER, LVT_MASKED), (APIC_DIVIDER, DIVIDE_BY_1)]
+        .into_iter()
+        .chain([(APIC_INITIAL, APIC_COUNTS - 1)])
+        .try_for_each(|(msr, value)| machine.write_msr(msr, value));
+    if started.is_none() {
+        return Ok(None);
+    }
+    let before1 = machine.sample()?;
+    let first = machine.read_msr(APIC_CURRENT).unwrap_or(0) as i64;
+    let after1 = machine.sample()?;
+    let until = machine.monotonic() + virt(WINDOW_REAL_NS);
+    machine.sleep_until(until);
+    let before2 = machine.sample()?;
+    let last = machine.read_msr(APIC_CURRENT).unwrap_or(0) as i64;
+    let after2 = machine.sample()?;
+    let counted = PathRow {
+        path: "H3",
+        probe: "apic_counter",
+        lo: before2.virt_ns - after1.virt_ns - grid - APIC_TICK_NS,
+        value: (first - last) * APIC_TICK_NS,
+        hi: after2.virt_ns - before1.virt_ns + grid + APIC_TICK_NS,
+    };
+
+    let nap = SLEEP_NS.clamp(virt(SLEEP_REAL_NS.0), virt(SLEEP_REAL_NS.1));
+    let ticks = i128::from(nap) * i128::from(khz) / 1_000_000;
+    machine.write_msr(APIC_INITIAL, 0);
+    machine.write_msr(APIC_LVT_TIMER, LVT_DEADLINE);
+    let before = machine.sample()?;
+    let deadline = machine.tsc().wrapping_add(ticks as u64);
+    machine.write_msr(TSC_DEADLINE, deadline);
+    let armed = machine.sample()?;
+    // It becomes 0 when the timer fires. Twice what a timer may take is late enough to be called never.
+    let late = virt(slack_real_ns(tdf));
+    let (mut now, mut last) = (armed, armed);
+    let mut waiting = true;
+    while waiting && now.virt_ns < armed.virt_ns + nap + 2 * late {
+        waiting = machine.read_msr(TSC_DEADLINE).is_some_and(|deadline| deadline != 0);
+        (last, now) = (now, machine.sample()?);
+    }
+    machine.write_msr(APIC_LVT_TIMER, LVT_MASKED);
+    let looking = now.virt_ns - last.virt_ns;
+    let fired = PathRow {
+        path: "H4",
+        probe: "tsc_deadline",
+        lo: nap - grid,
+        value: now.virt_ns - before.virt_ns,
+        hi: nap + (armed.virt_ns - before.virt_ns) + late + 2 * looking + grid,
+    };
+    Ok(Some([counted, fired]))
 }
 
 /// Tries every path; the lines to print, and whether all is well.
@@ -137,6 +225,8 @@ pub fn watch(machine: &mut impl Machine) -> Result<(String, bool), ProbeError> {
     let took = machine.sample()?.virt_ns - before.virt_ns;
     row("P9", "past", 0, took, slack);
 
+    rows.extend(apic(machine, tdf, khz)?.into_iter().flatten());
+
     let pass = rows.iter().all(PathRow::pass);
     let mut out: String = rows.iter().map(|row| format!("{row}\n")).collect();
     out.push_str(if pass { "Test result: SUCCESS\n" } else { "Test result: FAILURE\n" });
@@ -194,6 +284,16 @@ impl Machine for Linux {
         let [flags, _, khz, _] = cpuid(CPUID_BASE + CPUID_TIME, 0);
         (flags & CPUID_TIME_VTSC != 0, khz)
     }
+
+    fn read_msr(&mut self, msr: u32) -> Option<u64> {
+        let mut value = [0; 8];
+        self.msrs()?.read_exact_at(&mut value, msr.into()).ok()?;
+        Some(u64::from_ne_bytes(value))
+    }
+
+    fn write_msr(&mut self, msr: u32, value: u64) -> Option<()> {
+        self.msrs()?.write_all_at(&value.to_ne_bytes(), msr.into()).ok()
+    }
 }
 
 /// This machine, for a real-time process.
@@ -222,6 +322,9 @@ mod tests {
         Tsc,
         WakesEarly,
         WakesLate,
+        ApicCounts,
+        ApicEarly,
+        ApicNever,
     }
 
     /// A guest at `tdf` in which each operation takes some real time.
@@ -230,6 +333,8 @@ mod tests {
         real: i64,
         emulated: bool,
         fault: Fault,
+        /// Since when the local APIC's timer counts, and until when; it has one only with an emulated TSC.
+        apic: (i64, u64),
     }
 
     impl Guest {
@@ -289,6 +394,32 @@ mod tests {
             (2 * counted - slow).cast_unsigned()
         }
 
+        fn read_msr(&mut self, msr: u32) -> Option<u64> {
+            let now = self.time(Fault::ApicCounts);
+            let tsc = self.tsc();
+            if tsc >= self.apic.1 && self.fault != Fault::ApicNever {
+                self.apic.1 = 0;
+            }
+            match msr {
+                APIC_CURRENT => Some(APIC_COUNTS - 1 - (now - self.apic.0).unsigned_abs() / 10),
+                TSC_DEADLINE => Some(self.apic.1),
+                other => panic!("{other:#x} is not read"),
+            }
+        }
+
+        fn write_msr(&mut self, msr: u32, value: u64) -> Option<()> {
+            if !self.emulated {
+                return None;
+            }
+            match msr {
+                APIC_INITIAL => self.apic.0 = self.time(Fault::ApicCounts),
+                TSC_DEADLINE if self.fault == Fault::ApicEarly => self.apic.1 = value - 20_000,
+                TSC_DEADLINE => self.apic.1 = value,
+                _ => {}
+            }
+            Some(())
+        }
+
         fn tsc_info(&mut self) -> (bool, u32) {
             let seen = if self.emulated { 1 } else { self.tdf.to_real(1) as u32 };
             (self.emulated, 2_000_000 * seen)
@@ -298,7 +429,7 @@ mod tests {
     /// The paths that fail, and whether all is said to be well.
     fn red(tdf: &str, emulated: bool, fault: Fault) -> (Vec<String>, bool) {
         let tdf = tdf.parse().unwrap();
-        let mut guest = Guest { tdf, real: 5_000_000_000, emulated, fault };
+        let mut guest = Guest { tdf, real: 5_000_000_000, emulated, fault, apic: (0, 0) };
         let (text, pass) = watch(&mut guest).unwrap();
         let rows = text.lines().filter_map(PathRow::parse);
         let red = rows.filter(|row| !row.pass()).map(|row| format!("{} {}", row.path, row.probe));
@@ -320,10 +451,13 @@ mod tests {
             (true, Fault::Realtime, &["P6 realtime"][..]),
             (true, Fault::Runstate, &["P16 sum"]),
             (true, Fault::Steal, &["P16 steal"]),
-            (true, Fault::Tsc, &["P17 rdtsc"]),
+            (true, Fault::Tsc, &["P17 rdtsc", "H4 tsc_deadline"]),
             (false, Fault::Tsc, &["P18 rdtsc"]),
             (false, Fault::WakesEarly, &["P9 earliest_sleep", "P9 latest_sleep"]),
             (true, Fault::WakesLate, &["P9 earliest_sleep", "P9 latest_sleep"]),
+            (true, Fault::ApicCounts, &["H3 apic_counter"]),
+            (true, Fault::ApicEarly, &["H4 tsc_deadline"]),
+            (true, Fault::ApicNever, &["H4 tsc_deadline"]),
         ] {
             assert_eq!(
                 red("10", emulated, fault),
@@ -337,10 +471,13 @@ mod tests {
     fn the_rows_are_those_that_dom0_looks_for() {
         for (emulated, mode) in [(true, TscMode::AlwaysEmulate), (false, TscMode::Native)] {
             let tdf = "10".parse().unwrap();
-            let mut guest = Guest { tdf, real: 1, emulated, fault: Fault::None };
+            let mut guest = Guest { tdf, real: 1, emulated, fault: Fault::None, apic: (0, 0) };
             let (text, _) = watch(&mut guest).unwrap();
             for path in WANTED.iter().chain(of_tsc(mode)) {
                 assert!(text.contains(&format!("path={path} ")), "{path}: {text}");
+            }
+            for path in OF_APIC {
+                assert_eq!(text.contains(&format!("path={path} ")), emulated, "{path}: {text}");
             }
         }
     }

@@ -6,6 +6,7 @@
 //! writing to it would move the moments of the readings.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 
 use tdf_abi::{Tdf, TdfSample};
@@ -263,7 +264,10 @@ pub fn transcript(tdf: Tdf, readings: &[Reading<'_>]) -> (String, bool) {
 
 /// This machine's clocks.
 #[derive(Debug)]
-pub struct Linux(Privcmd);
+pub struct Linux(Privcmd, Option<File>);
+
+/// Where Linux shows the first processor's model specific registers.
+const MSRS: &str = "/dev/cpu/0/msr";
 
 impl Linux {
     /// Uses `privcmd`; locks all of this process's memory, so that no page fault falls between two
@@ -281,12 +285,19 @@ impl Linux {
                 error => error,
             }
         };
-        if result == 0 { Ok(Self(privcmd)) } else { Err(io::Error::last_os_error()) }
+        // Where there is no such file, or no such register behind it, nothing of it is tried.
+        let msrs = File::options().read(true).write(true).open(MSRS).ok();
+        if result == 0 { Ok(Self(privcmd, msrs)) } else { Err(io::Error::last_os_error()) }
     }
 
     /// Uses `privcmd`, as an ordinary process.
     pub const fn ordinary(privcmd: Privcmd) -> Self {
-        Self(privcmd)
+        Self(privcmd, None)
+    }
+
+    /// The model specific registers of the first processor.
+    pub(crate) const fn msrs(&self) -> Option<&File> {
+        self.1.as_ref()
     }
 
     /// What carries out its hypercalls.

@@ -243,7 +243,8 @@ pub(crate) fn wanted_paths(domain: &Domain) -> Vec<(&'static str, &'static str, 
         (_, Test::Model) => on_first(&[MODEL]),
         (_, Test::Armed) => on_first(&GUEST_ARMED),
         (Kind::Linux | Kind::Pvh, Test::Paths) => {
-            let wanted = paths::WANTED.iter().chain(paths::of_tsc(domain.tsc_mode));
+            let apic: &[_] = if domain.kind == Kind::Pvh { &paths::OF_APIC } else { &[] };
+            let wanted = paths::WANTED.iter().chain(paths::of_tsc(domain.tsc_mode)).chain(apic);
             wanted.map(|path| (*path, "", 0)).collect()
         }
         (Kind::Linux | Kind::Pvh, _) => on_first(&probe::CHANGES),

@@ -105,7 +105,7 @@ pub fn linux(base: Base) -> Result<Linux> {
     let (version, vmlinuz) = kernel(&root)?;
     let shell = ("bin/busybox".to_owned(), Entry::read(&busybox(&root)?)?);
     let mut guest = vec![shell.clone()];
-    guest.extend(modules(&root, "modules", &["xen-privcmd"])?);
+    guest.extend(modules(&root, "modules", &["xen-privcmd", "msr"])?);
     let mut host = Archive::default();
     host.add(shell.0, shell.1);
     libraries(&host_root, &mut host)?;
