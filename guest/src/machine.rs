@@ -164,9 +164,9 @@ impl<'a, X: Hypercall + Cpu> Machine<'a, X> {
         }
     }
 
-    /// Clears every pending event, and names the ports that had one.
-    pub fn take_events(&self, each: impl FnMut(Port)) {
-        self.events.take_all(each);
+    /// Clears the pending events of all ports up to `last`, or a few more, and names those that had one.
+    pub fn take_events(&self, last: Port, each: impl FnMut(Port)) {
+        self.events.take_up_to(last, each);
     }
 
     /// Whether the timer is pending, which is cleared by asking.

@@ -88,7 +88,7 @@ pub unsafe fn run(
         let frames = spare.memory.add(heap_pages * PAGE_SIZE);
         Pool::new(frames, spare.pages - heap_pages, |page| spare.frame(heap_pages + page))
     };
-    log::info!("{} pieces of memory for frames", pool.total());
+    log::info!("{} pieces of memory for frames, {} of them large", pool.total(), pool.large());
     // As many frames may be on their way through a port as there are, if there is room for all ports.
     let room = (heap_pages * PAGE_SIZE / (4 * options.ports * size_of::<switch_model::Slot>()))
         .min(pool.total() as usize)

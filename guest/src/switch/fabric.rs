@@ -78,6 +78,8 @@ pub struct Fabric {
     egress: u64,
     /// Ports with frames for their hosts.
     ready: u64,
+    /// Ports with a model.
+    modelled: u64,
     capture: Option<Capture>,
 }
 
@@ -108,6 +110,7 @@ impl Fabric {
             ingress: 0,
             egress: 0,
             ready: 0,
+            modelled: 0,
             capture: None,
         }
     }
@@ -195,11 +198,21 @@ impl Fabric {
         spec: PortSpec,
     ) -> Result<(), LinkError> {
         let room = self.room;
-        let Some(port) = self.ports.get_mut(port) else { return Ok(()) };
-        match direction {
-            Direction::Ingress => port.ingress.configure(now, spec, room),
-            Direction::Egress => port.egress.configure(now, spec, room),
+        let Some(this) = self.ports.get_mut(port) else { return Ok(()) };
+        let link = match direction {
+            Direction::Ingress => &mut this.ingress,
+            Direction::Egress => &mut this.egress,
+        };
+        link.configure(now, spec, room)?;
+        if !link.is_ideal() {
+            self.modelled |= 1 << port;
         }
+        Ok(())
+    }
+
+    /// Whether anything here depends on the time, but for when a station was last heard.
+    pub fn is_timed(&self) -> bool {
+        self.modelled != 0 || self.capture.is_some()
     }
 
     /// Lets `capture` see all frames from now on; gives back what saw them before.
@@ -228,6 +241,36 @@ impl Fabric {
                 self.ingress |= 1 << port;
             }
             Offered::Dropped(_) => self.pool.release(frame),
+        }
+    }
+
+    /// The only host that a frame with this head, from the host of `port`, is for, if nothing holds it
+    /// back: no model, no frame before it, and nobody who looks on.
+    pub fn shortcut(&mut self, now: u64, port: usize, head: &[u8; HEADER]) -> Option<usize> {
+        let (to, _) = ether::addresses(head);
+        if self.capture.is_some() || to.is_group() || !self.ports.get(port)?.ingress.is_ideal() {
+            return None;
+        }
+        let known = self.fdb.lookup(to, now)?;
+        let (other, to) = (self.attached & !(1 << port), usize::from(known));
+        let there = self.ports.get(to)?;
+        (other >> known & 1 != 0 && there.egress.is_ideal() && there.out.is_empty()).then_some(to)
+    }
+
+    /// A frame of `len` bytes, of which only the head is known here, goes that way.
+    pub fn pass(&mut self, now: u64, port: usize, head: &[u8; HEADER], to: usize, len: u32) {
+        let (_, from) = ether::addresses(head);
+        self.fdb.learn(from, port as u8, now);
+        let (frame, bytes) = (FrameId(0), u64::from(len));
+        if let Some(this) = self.ports.get_mut(port) {
+            this.counters.rx_frames += 1;
+            this.counters.rx_bytes += bytes;
+        }
+        if let Some(there) = self.ports.get_mut(to) {
+            // An ideal link does nothing but count.
+            there.egress.offer(now, frame, len, false, &[]);
+            there.counters.tx_frames += 1;
+            there.counters.tx_bytes += bytes;
         }
     }
 

@@ -126,6 +126,8 @@ pub struct Switch<'a, X, L> {
     news: Vec<News>,
     /// Where to sleep: xenstore's event channel, and those of all interfaces.
     channels: Vec<Port>,
+    /// The one with the greatest number.
+    last_channel: Port,
     heap_free: fn() -> usize,
     sleeps: u64,
 }
@@ -150,6 +152,7 @@ impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
             control: Control::new(ports),
             news: Vec::new(),
             channels: Vec::new(),
+            last_channel: store_event,
             heap_free,
             sleeps: 0,
         }
@@ -176,7 +179,7 @@ impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
         let mut told = true;
         loop {
             let (exchange, store_event) = (&mut self.exchange, self.store_event);
-            self.machine.take_events(|event| {
+            self.machine.take_events(self.last_channel, |event| {
                 told |= event == store_event;
                 exchange.event(event);
             });
@@ -185,12 +188,18 @@ impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
             {
                 return Ok(End::Asked(why));
             }
+            let mut now = self.exchange.now();
             if self.backend.deadline() != u64::MAX
-                && let Some(name) = self.backend.due(self.exchange.now())
+                && let Some(name) = self.backend.due(now)
             {
                 self.act(News::Vif(name))?;
             }
-            let busy = (0..ROUNDS).all(|_| self.exchange.round());
+            let busy = (0..ROUNDS).all(|n| {
+                if n > 0 && self.exchange.is_timed() {
+                    now = self.exchange.now();
+                }
+                self.exchange.round(now)
+            });
             if !busy && self.exchange.arm() {
                 let deadline = match self.exchange.deadline().min(self.backend.deadline()) {
                     u64::MAX => 0,
@@ -305,6 +314,7 @@ impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
         self.channels.clear();
         self.channels.push(self.store_event);
         self.channels.extend(self.exchange.channels());
+        self.last_channel = self.channels.iter().copied().max().unwrap_or(self.store_event);
     }
 
     fn answer(&mut self) -> Result<(), End<L::Error>> {

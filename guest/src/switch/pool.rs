@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where frames are between two ports: chunks of memory that never cross a page.
 //!
+//! There are two sizes of them. Short frames have the small ones to themselves, many to a page, and the
+//! lowest free chunk is always the next: Xen looks a page up once for all copies that follow each other
+//! in it, so that frames which come in together should lie together.
+//!
 //! A frame is a chain of chunks, named by the first one, and lives until everybody who has to send it
-//! has done so. All chunks exist from the start; taking and giving back is a list.
+//! has done so. All chunks exist from the start; taking and giving back is a bit.
 
 use alloc::boxed::Box;
 use core::slice;
@@ -11,6 +15,10 @@ use tdf_xen::abi::{Mfn, PAGE_SIZE};
 
 /// Bytes of a chunk: an ordinary frame fits into one, and two fit into a page.
 pub const CHUNK: usize = 2048;
+/// Bytes of a small chunk.
+pub const SMALL: usize = 256;
+/// One page in so many is for small chunks.
+const SMALL_SHARE: usize = 16;
 /// The end of a chain.
 const END: u32 = u32::MAX;
 
@@ -57,8 +65,55 @@ pub struct Piece {
 pub struct Pool {
     memory: *mut u8,
     chunks: Box<[Chunk]>,
-    free: u32,
-    available: u32,
+    /// The first small chunk; all before it are large.
+    small: u32,
+    /// Free chunks, the large and the small ones.
+    free: [Free; 2],
+}
+
+/// Chunks of one size that are free: a bit each.
+#[derive(Debug)]
+struct Free {
+    bits: Box<[u64]>,
+    /// No word before this one has a bit.
+    first: usize,
+    count: u32,
+    /// The number of the first chunk, free or not.
+    base: u32,
+}
+
+impl Free {
+    /// All of `count` chunks from `base` on.
+    fn all(base: usize, count: usize) -> Self {
+        let word = |n: usize| match count - n * 64 {
+            left @ ..64 => (1 << left) - 1,
+            _ => u64::MAX,
+        };
+        let bits = (0..count.div_ceil(64)).map(word).collect();
+        Self { bits, first: 0, count: count as u32, base: base as u32 }
+    }
+
+    /// Takes the lowest, of which there must be one.
+    #[inline]
+    fn take(&mut self) -> u32 {
+        while self.bits[self.first] == 0 {
+            self.first += 1;
+        }
+        let word = &mut self.bits[self.first];
+        let bit = word.trailing_zeros();
+        *word &= *word - 1;
+        self.count -= 1;
+        self.base + self.first as u32 * 64 + bit
+    }
+
+    #[inline]
+    fn give_back(&mut self, chunk: u32) {
+        let n = chunk - self.base;
+        let word = n as usize / 64;
+        self.bits[word] |= 1 << (n % 64);
+        self.first = self.first.min(word);
+        self.count += 1;
+    }
 }
 
 impl Pool {
@@ -67,21 +122,25 @@ impl Pool {
     /// # Safety
     /// The memory is aligned to a page, valid for as long as the pool is used, and nobody else's.
     pub unsafe fn new(memory: *mut u8, pages: usize, frame: impl Fn(usize) -> Mfn) -> Self {
-        const PER_PAGE: usize = PAGE_SIZE / CHUNK;
-        let count = (pages * PER_PAGE).min(END as usize) as u32;
-        let chunk = |n: u32| Chunk {
-            page: frame(n as usize / PER_PAGE),
-            next: if n + 1 < count { n + 1 } else { END },
+        const LARGE: usize = PAGE_SIZE / CHUNK;
+        const MANY: usize = PAGE_SIZE / SMALL;
+        let large_pages = pages - pages / SMALL_SHARE;
+        let small = large_pages * LARGE;
+        let count = small + (pages - large_pages) * MANY;
+        let chunk = |n: usize| Chunk {
+            page: frame(if n < small { n / LARGE } else { large_pages + (n - small) / MANY }),
+            next: END,
             len: 0,
             info: FrameInfo::default(),
         };
-        let chunks: Box<[Chunk]> = (0..count).map(chunk).collect();
-        Self { memory, chunks, free: if count > 0 { 0 } else { END }, available: count }
+        let chunks = (0..count).map(chunk).collect();
+        let free = [Free::all(0, small), Free::all(small, count - small)];
+        Self { memory, chunks, small: small as u32, free }
     }
 
     /// Chunks that are free.
     pub fn available(&self) -> u32 {
-        self.available
+        self.free.iter().map(|free| free.count).sum()
     }
 
     /// All chunks.
@@ -89,22 +148,30 @@ impl Pool {
         self.chunks.len() as u32
     }
 
+    /// Large chunks, free or not.
+    pub fn large(&self) -> u32 {
+        self.small
+    }
+
     /// Room for a frame of `len` bytes, which is not 0; `None` if there is not enough.
     #[inline]
     pub fn take(&mut self, len: u32, info: FrameInfo) -> Option<FrameId> {
-        let needed = len.div_ceil(CHUNK as u32);
-        if needed > self.available || needed == 0 {
+        let (free, needed) = match len as usize <= SMALL && self.free[1].count > 0 {
+            true => (&mut self.free[1], 1),
+            false => (&mut self.free[0], len.div_ceil(CHUNK as u32)),
+        };
+        if needed > free.count || len == 0 {
             return None;
         }
-        let first = self.free;
+        let first = free.take();
         let mut last = first;
         for _ in 1..needed {
-            last = self.chunks[last as usize].next;
+            let next = free.take();
+            self.chunks[last as usize].next = next;
+            last = next;
         }
-        self.free = core::mem::replace(&mut self.chunks[last as usize].next, END);
         let chunk = &mut self.chunks[first as usize];
         (chunk.len, chunk.info) = (len, info);
-        self.available -= needed;
         Some(FrameId(first))
     }
 
@@ -116,13 +183,12 @@ impl Pool {
         if chunk.info.refs > 0 {
             return;
         }
-        let (mut last, mut count) = (frame.0, 1);
-        while self.chunks[last as usize].next != END {
-            last = self.chunks[last as usize].next;
-            count += 1;
+        let free = &mut self.free[usize::from(frame.0 >= self.small)];
+        let mut at = frame.0;
+        while at != END {
+            free.give_back(at);
+            at = core::mem::replace(&mut self.chunks[at as usize].next, END);
         }
-        self.chunks[last as usize].next = core::mem::replace(&mut self.free, frame.0);
-        self.available += count;
     }
 
     /// Bytes of the frame.
@@ -156,17 +222,28 @@ impl Pool {
         while left > 0 && at != END {
             let chunk = &self.chunks[at as usize];
             let count = left.min(CHUNK - skip);
-            let offset = (at as usize * CHUNK % PAGE_SIZE + skip) as u16;
+            let offset = (self.place(at) % PAGE_SIZE + skip) as u16;
             each(Piece { page: chunk.page, offset, len: count as u16 });
             left -= count;
             (skip, at) = (0, chunk.next);
         }
     }
 
+    /// Where in the memory a chunk begins.
+    #[inline]
+    fn place(&self, chunk: u32) -> usize {
+        match chunk.checked_sub(self.small) {
+            None => chunk as usize * CHUNK,
+            Some(n) => self.small as usize * CHUNK + n as usize * SMALL,
+        }
+    }
+
+    #[inline]
     fn bytes(&self, chunk: u32, len: usize) -> *mut u8 {
-        assert!((chunk as usize) < self.chunks.len() && len <= CHUNK);
+        let size = if chunk < self.small { CHUNK } else { SMALL };
+        assert!((chunk as usize) < self.chunks.len() && len <= size);
         // SAFETY: `new`'s caller vouches for the memory of every chunk.
-        unsafe { self.memory.add(chunk as usize * CHUNK) }
+        unsafe { self.memory.add(self.place(chunk)) }
     }
 
     /// The frame's first bytes: all of them, or a chunk full.
@@ -295,14 +372,35 @@ mod tests {
         assert_eq!(pool.take(0, ONE), None);
     }
 
+    #[test]
+    fn short_frames_have_pages_of_their_own_until_those_are_full() {
+        let mut memory = Memory::new(32);
+        let mut pool = memory.pool();
+        assert_eq!((pool.large(), pool.total()), (60, 60 + 32));
+        let page = |pool: &Pool, frame| {
+            let mut pages = Vec::new();
+            pool.pieces(frame, 0, pool.len(frame), |piece| pages.push(piece.page));
+            pages
+        };
+        let long = pool.take(SMALL as u32 + 1, ONE).unwrap();
+        let short: Vec<_> = (0..33).map(|_| pool.take(SMALL as u32, ONE).unwrap()).collect();
+        for (n, frame) in short[..32].iter().enumerate() {
+            assert_eq!(page(&pool, *frame), [Mfn(1030 + n as u64 / 16)], "16 to a page");
+        }
+        assert_eq!(page(&pool, short[32]), page(&pool, long), "a large one when they are gone");
+        short.into_iter().chain([long]).for_each(|frame| pool.release(frame));
+        assert_eq!(pool.available(), pool.total());
+    }
+
     proptest! {
         /// Frames keep their bytes, whatever else is taken and given back; no piece crosses a page,
         /// and no two frames share a byte.
         #[test]
         fn frames_do_not_disturb_each_other(
-            steps in proptest::collection::vec((1u32..12_000, any::<u8>(), any::<u16>()), 1..60)
+            steps in proptest::collection::vec(
+                (prop_oneof![1u32..12_000, 1u32..300], any::<u8>(), any::<u16>()), 1..60)
         ) {
-            let mut memory = Memory::new(12);
+            let mut memory = Memory::new(17);
             let mut pool = memory.pool();
             let mut held: Vec<(FrameId, u32, u8)> = Vec::new();
             for (len, byte, which) in steps {

@@ -8,8 +8,8 @@
 
 use crate::abi::{GrantRef, PAGE_SIZE};
 use crate::netif::{
-    Fault, Refusal, RxRequest, RxResponse, RxWords, SLOTS_MAX, Status, TxFrame, TxResponse,
-    TxSource, TxWords, rx_flags,
+    Fault, Refusal, RxRequest, RxResponse, RxWords, Status, TxFrame, TxResponse, TxSource, TxWords,
+    rx_flags,
 };
 use crate::ring::RingFault;
 use crate::shared_ring::{BackRing, Memory, SharedPage, Unasked};
@@ -28,6 +28,9 @@ impl<M: Memory> TxSource for TxRing<M> {
     }
 }
 
+/// Most pages of a frame for the peer.
+const RX_PAGES: usize = 3;
+
 /// A page that a part of a frame is to be put into, from its first byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RxSlot {
@@ -43,7 +46,7 @@ pub struct RxSlot {
 /// They are to be answered exactly once, so there is no second one of it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RxFrame {
-    slots: [RxSlot; SLOTS_MAX],
+    slots: [RxSlot; RX_PAGES],
     count: u8,
     /// The number of the first request.
     start: u32,
@@ -95,9 +98,10 @@ impl<M: Memory> Netback<M> {
     /// The backend of the frontend that has made the rings in these pages.
     ///
     /// It takes frames of up to `longest_tx` bytes, and gives such of up to `longest_rx`; one page is
-    /// the most that a frontend without `feature-sg` can be given.
+    /// the most that a frontend without `feature-sg` can be given, and three are the most of all.
     pub fn new(tx: M, rx: M, longest_tx: u16, longest_rx: u16) -> Self {
         let (tx, rx) = (TxRing::attach(tx), RxRing::attach(rx));
+        let longest_rx = longest_rx.min((RX_PAGES * PAGE_SIZE) as u16);
         Self { tx, rx, longest_tx, longest_rx, refused: [0; Refusal::COUNT], fault: None }
     }
 
@@ -143,26 +147,53 @@ impl<M: Memory> Netback<M> {
     /// # Errors
     /// [`Fault`].
     pub fn take_tx(&mut self) -> Result<Option<TxFrame>, Fault> {
+        let mut frame = TxFrame::EMPTY;
+        Ok(self.take_tx_into(&mut frame)?.then_some(frame))
+    }
+
+    /// The same, into `frame`, whatever that held before; whether there is one.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    #[inline]
+    pub fn take_tx_into(&mut self, frame: &mut TxFrame) -> Result<bool, Fault> {
         self.sane()?;
         let start = self.tx.next();
         while self.tx.next().wrapping_sub(start) < TxRing::<M>::SIZE {
-            let taken = TxFrame::take(&mut self.tx);
-            let Some((frame, refusal)) = self.check(taken)? else { return Ok(None) };
-            let long = (frame.total() > self.longest_tx).then_some(Refusal::Long);
-            let Some(why) = refusal.or(long) else { return Ok(Some(frame)) };
-            let count = &mut self.refused[why as usize];
-            *count = count.wrapping_add(1);
-            let answered = self.answer_tx(frame, Status::ERROR);
-            debug_assert!(answered.is_ok(), "its requests have just been taken");
+            let taken = frame.fill(&mut self.tx);
+            let Some(sane) = self.check(taken)? else { return Ok(false) };
+            let long = frame.total() > self.longest_tx;
+            match sane {
+                Ok(()) if !long => return Ok(true),
+                Ok(()) => self.refuse(frame, Refusal::Long),
+                Err(why) => self.refuse(frame, why),
+            }
         }
-        Ok(None)
+        Ok(false)
+    }
+
+    #[cold]
+    fn refuse(&mut self, frame: &mut TxFrame, why: Refusal) {
+        let count = &mut self.refused[why as usize];
+        *count = count.wrapping_add(1);
+        let answered = self.settle_tx(frame, Status::ERROR);
+        debug_assert!(answered.is_ok(), "its requests have just been taken");
     }
 
     /// Answers all requests of a frame; the frontend is shown it with the next [`Self::publish`].
     ///
     /// # Errors
     /// [`Unasked`] if the frame was not taken from this interface since it was connected.
-    pub fn answer_tx(&mut self, frame: TxFrame, status: Status) -> Result<(), Unasked> {
+    pub fn answer_tx(&mut self, mut frame: TxFrame, status: Status) -> Result<(), Unasked> {
+        self.settle_tx(&mut frame, status)
+    }
+
+    /// The same for a frame that stays where it is, and is owed no answer any more then.
+    ///
+    /// # Errors
+    /// As [`Self::answer_tx`].
+    #[inline]
+    pub fn settle_tx(&mut self, frame: &mut TxFrame, status: Status) -> Result<(), Unasked> {
         let slots = frame.fragments().len() + usize::from(frame.extras);
         if (self.tx.unanswered() as usize) < slots {
             return Err(Unasked);
@@ -173,6 +204,7 @@ impl<M: Memory> Netback<M> {
         for _ in 0..frame.extras {
             self.tx.push(&TxResponse { id: 0, status: Status::NULL })?;
         }
+        frame.clear();
         Ok(())
     }
 
@@ -190,6 +222,7 @@ impl<M: Memory> Netback<M> {
     ///
     /// # Errors
     /// [`Fault`].
+    #[inline]
     pub fn take_rx(&mut self, len: u16) -> Result<Option<RxFrame>, Fault> {
         self.sane()?;
         let wanted = Self::pages(len);
@@ -198,7 +231,7 @@ impl<M: Memory> Netback<M> {
             return Ok(None);
         }
         let none = RxSlot { gref: GrantRef(0), size: 0, id: 0 };
-        let mut frame = RxFrame { slots: [none; SLOTS_MAX], count: 0, start: self.rx.next() };
+        let mut frame = RxFrame { slots: [none; RX_PAGES], count: 0, start: self.rx.next() };
         let mut left = len;
         for slot in &mut frame.slots[..wanted as usize] {
             let popped = self.rx.pop();

@@ -360,6 +360,10 @@ impl TxFrame {
         self.flags & tx_flags::DATA_VALIDATED != 0
     }
 
+    /// Room for one.
+    pub const EMPTY: Self =
+        Self { fragments: [Fragment::NONE; SLOTS_MAX], count: 0, extras: 0, total: 0, flags: 0 };
+
     /// Takes a chain of slots, each once, to its end; `None` if there is none.
     ///
     /// If the frame is refused, its slots want an answer all the same.
@@ -367,14 +371,25 @@ impl TxFrame {
     /// # Errors
     /// [`Fault`].
     pub fn take(source: &mut impl TxSource) -> Result<Option<(Self, Option<Refusal>)>, Fault> {
+        let mut frame = Self::EMPTY;
+        let taken = frame.fill(source)?;
+        Ok(taken.map(|sane| (frame, sane.err())))
+    }
+
+    /// The same, into this place, whatever it held before.
+    ///
+    /// # Errors
+    /// [`Fault`]; the outer `None` says that there is none, the inner error that it is refused.
+    #[inline]
+    pub fn fill(
+        &mut self,
+        source: &mut impl TxSource,
+    ) -> Result<Option<Result<(), Refusal>>, Fault> {
+        let frame = self;
+        frame.clear();
         let Some(first) = source.next()?.map(TxRequest::from) else { return Ok(None) };
-        let mut frame = Self {
-            fragments: [Fragment::NONE; SLOTS_MAX],
-            count: 1,
-            extras: 0,
-            total: first.size,
-            flags: first.flags,
-        };
+        (frame.total, frame.flags) = (first.size, first.flags);
+        frame.count = 1;
         let mut refusal = None;
         let mut more = first.flags & tx_flags::EXTRA_INFO != 0;
         while more {
@@ -416,7 +431,12 @@ impl TxFrame {
         if left < HEADER_LEN {
             refusal = refusal.or(Some(Refusal::Short));
         }
-        Ok(Some((frame, refusal)))
+        Ok(Some(refusal.map_or(Ok(()), Err)))
+    }
+
+    /// Forgets the frame, so that it is owed no answer.
+    pub(crate) fn clear(&mut self) {
+        (self.count, self.extras) = (0, 0);
     }
 }
 
