@@ -36,6 +36,8 @@ pub enum Kind {
     Equality(Equality),
     /// Instructions for each frame, on two ways.
     Cost(Cost),
+    /// A switch without frames takes no processor time and holds no memory for any.
+    Idle(Idle),
 }
 
 /// Round trips.
@@ -141,12 +143,40 @@ pub struct Cost {
     pub theirs: [String; 2],
     /// Lengths of frames on the wire, the check sequence included.
     pub sizes: Vec<u32>,
+    /// The loads under which they are compared.
+    pub loads: Vec<Load>,
+}
+
+/// Silence.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Idle {
+    /// The switch whose hosts send nothing.
+    pub switch: String,
+    /// For how long, in virtual time.
+    pub for_virtual: Span,
+}
+
+/// How frames are sent.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Load {
     /// Frames of each length that are counted.
     pub frames: u32,
-    /// Frames in a second of virtual time.
-    pub per_second: u32,
-    /// By how much it is to be cheaper, at least, in hundredths.
+    /// Frames in a second of virtual time, evenly; `None`: as many as the sender can.
+    pub per_second: Option<u32>,
+    /// By how much our way is to be cheaper, at least, in hundredths.
     pub ratio_percent: u32,
+}
+
+impl Load {
+    /// What it is called in results.
+    pub fn name(&self) -> String {
+        match self.per_second {
+            Some(frames) => format!("{frames}/s"),
+            None => "flood".to_owned(),
+        }
+    }
 }
 
 const fn twenty() -> u32 {
@@ -179,6 +209,7 @@ impl Kind {
             Self::Overload(c) => vec![(&c.from, &c.to)],
             Self::Processing(c) => vec![(&c.from, &c.to)],
             Self::Equality(c) => vec![(&c.from, &c.to)],
+            Self::Idle(_) => Vec::new(),
             Self::Cost(c) => [&c.ours, &c.theirs].map(|[a, b]| (a.as_str(), b.as_str())).to_vec(),
         }
     }
@@ -192,6 +223,7 @@ impl Kind {
             Self::Processing(_) => "processing",
             Self::Equality(_) => "equality",
             Self::Cost(_) => "cost",
+            Self::Idle(_) => "idle",
         }
     }
 }

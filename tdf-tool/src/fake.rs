@@ -562,7 +562,8 @@ impl Hypervisor for Machine {
             Request::Info => {
                 let down = domain.down.filter(|(at, _)| *at <= real);
                 let flags = down.map_or(0, |(_, reason)| (1 << 2) | (u32::from(reason) << 16));
-                domctl.answer_info(id, flags);
+                let ticks = self.network.fault == NetFault::Ticks;
+                domctl.answer_info(id, flags, if ticks { real as u64 / 1000 } else { 1000 });
             }
         }
         Ok(0)

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use tdf_abi::Tdf;
 
-use crate::checks::{self, Check, Cost, Equality, Overload, Ping, Processing, Tcp};
+use crate::checks::{self, Check, Cost, Equality, Idle, Overload, Ping, Processing, Tcp};
 use crate::network::Network;
 use crate::units::Span;
 use crate::wiring::{self, NetCheck, RawLink, RawSet};
@@ -321,6 +321,7 @@ struct RawCheck {
     processing: Option<Processing>,
     equality: Option<Equality>,
     cost: Option<Cost>,
+    idle: Option<Idle>,
 }
 
 impl RawCheck {
@@ -337,6 +338,7 @@ impl RawCheck {
             self.processing.clone().map(checks::Kind::Processing),
             self.equality.clone().map(checks::Kind::Equality),
             self.cost.clone().map(checks::Kind::Cost),
+            self.idle.clone().map(checks::Kind::Idle),
         ];
         kinds.into_iter().flatten().collect()
     }

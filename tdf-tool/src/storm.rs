@@ -558,7 +558,7 @@ mod tests {
                 }
                 5 => {
                     let paused = if domain.paused > 0 { 1 << 3 } else { 0 };
-                    domctl.answer_info(DomId(id), paused);
+                    domctl.answer_info(DomId(id), paused, 0);
                 }
                 3 => domain.paused += 1,
                 4 => domain.paused -= 1,

@@ -21,6 +21,9 @@ pub(crate) struct RawLink {
     bridge: Option<String>,
     via: Option<Via>,
     address: Option<String>,
+    /// So many interfaces more, on the same switch and set alike, that nobody uses.
+    #[serde(default)]
+    spare: u32,
     #[serde(default = "mtu")]
     mtu: u32,
     #[serde(default)]
@@ -53,6 +56,9 @@ const fn mtu() -> u32 {
 /// Lengths of IP packets that an interface can be set to.
 const MTUS: std::ops::RangeInclusive<u32> = 576..=9000;
 
+/// Most interfaces of a host that nobody uses.
+const SPARE_MAX: u32 = 15;
+
 fn address(text: &str) -> Option<(Ipv4Addr, u8)> {
     let (address, prefix) = text.split_once('/')?;
     let prefix = prefix.parse().ok().filter(|prefix| (8..=30).contains(prefix))?;
@@ -84,7 +90,8 @@ pub(crate) fn network_of(
     let mut network = Network::default();
     let named = |name: &str| domains.iter().find(|domain| domain.name == name);
     let is_switch = |d: &Domain| d.test == Test::Net && d.kind == scenario::Kind::Guest;
-    for link in raw {
+    for raw in raw {
+        let link = raw;
         let at = format!("link of {:?}", link.domain);
         let domain = named(&link.domain).filter(|domain| domain.test == Test::Net);
         if domain.is_none() {
@@ -138,8 +145,15 @@ pub(crate) fn network_of(
         if address.is_some() && network.links.iter().any(|l| l.address == address) {
             mistakes.push(format!("{at}: its address is another's, too"));
         }
+        if link.spare > SPARE_MAX || link.spare > 0 && !host {
+            mistakes.push(format!("{at}: spare = {}: a host has up to {SPARE_MAX}", link.spare));
+        }
         let port = port(&link.egress, &link.ingress, &at, mistakes);
-        network.links.push(Link { domain: link.domain.clone(), end, address, mtu: link.mtu, port });
+        let link = Link { domain: link.domain.clone(), end, address, mtu: link.mtu, port };
+        let spare = Link { address: None, ..link.clone() };
+        let count = raw.spare.min(SPARE_MAX) as usize;
+        network.links.push(link);
+        network.links.extend(std::iter::repeat_n(spare, count));
     }
     for domain in domains.iter().filter(|domain| domain.test == Test::Net) {
         let linked = |link: &Link| {
@@ -184,25 +198,30 @@ impl NetCheck<'_> {
         });
         let mut settings: Vec<PortSettings> = network.links.iter().map(|link| link.port).collect();
         for set in self.set {
-            let link = network
-                .links
-                .iter()
-                .position(|link| link.domain == set.link && matches!(link.end, End::Switch(..)));
-            match link {
-                Some(link) => {
-                    let at = format!("{at}: set of {:?}", set.link);
-                    settings[link] = port(&set.egress, &set.ingress, &at, mistakes);
-                }
-                None => mistakes.push(format!(
-                    "{at}: set: {:?} is no domain with a link to a switch",
-                    set.link
-                )),
+            let links =
+                network.links.iter().zip(&mut settings).filter(|(link, _)| {
+                    link.domain == set.link && matches!(link.end, End::Switch(..))
+                });
+            let mut links = links.map(|(_, settings)| settings).peekable();
+            if links.peek().is_none() {
+                let which = &set.link;
+                mistakes.push(format!("{at}: set: {which:?} is no domain with a link to a switch"));
+                continue;
             }
+            let wanted =
+                port(&set.egress, &set.ingress, &format!("{at}: set of {:?}", set.link), mistakes);
+            // Its spare interfaces are set like the one that it uses.
+            links.for_each(|settings| *settings = wanted);
         }
         check_kind(kind, &at, network, mistakes);
         let name = self.name.clone().unwrap_or_else(|| kind.name().to_owned());
         Some(Check { name, tdf, settings, kind: kind.clone() })
     }
+}
+
+/// Whether the link leads to that switch.
+fn is_far(link: &Link, switch: &str) -> bool {
+    matches!(&link.end, End::Switch(name, _) if name == switch)
 }
 
 /// What is wrong with the check beyond its form.
@@ -238,10 +257,12 @@ fn check_kind(kind: &Kind, at: &str, network: &Network, mistakes: &mut Vec<Strin
         Kind::Overload(c) if c.rate.parse::<switch_model::Rate>().is_err() => {
             refuse("rate is one like \"10 Mbit/s\"");
         }
+        Kind::Idle(c) if !network.links.iter().any(|link| is_far(link, &c.switch)) => {
+            refuse(&format!("{:?} is no switch with a link", c.switch));
+        }
         Kind::Cost(c)
             if c.sizes.iter().any(|size| !(64..=9018).contains(size))
-                || c.frames == 0
-                || c.per_second == 0 =>
+                || c.loads.iter().any(|load| load.frames == 0 || load.per_second == Some(0)) =>
         {
             refuse("sizes lie between 64 and 9018, frames and per_second above 0");
         }

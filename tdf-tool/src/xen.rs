@@ -596,9 +596,10 @@ pub(crate) mod answering {
         }
 
         /// Fills in the answer to `getdomaininfo`.
-        pub fn answer_info(&mut self, id: DomId, flags: u32) {
+        pub fn answer_info(&mut self, id: DomId, flags: u32, cpu_time_ns: u64) {
             self.put(DOMCTL_UNION, &id.0.to_ne_bytes());
             self.put(DOMCTL_UNION + 4, &flags.to_ne_bytes());
+            self.put(DOMCTL_UNION + DOMINFO_CPU_TIME, &cpu_time_ns.to_ne_bytes());
         }
     }
 }
@@ -626,7 +627,7 @@ mod tests {
             let get = self.answer.map_err(Errno)?;
             match request {
                 Request::Get => domctl.answer(&get),
-                Request::Info => domctl.answer_info(DomId(id.0 + 1), 0),
+                Request::Info => domctl.answer_info(DomId(id.0 + 1), 0, 0),
                 Request::Set(_) | Request::Pause | Request::Unpause => {}
             }
             Ok(0)

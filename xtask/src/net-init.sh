@@ -22,6 +22,10 @@ done
 mtu=$(argument net.mtu)
 [ -z "$mtu" ] || ip link set eth0 mtu "$mtu"
 ip address add "$(argument net.address)" dev eth0
+# Interfaces beside it that nobody uses: up, but silent, and answering nothing.
+for other in /sys/class/net/eth[1-9]*; do
+    [ ! -e "$other" ] || ip link set "${other##*/}" arp off up
+done
 echo tdf-host ready
 while read -r word id line; do
     [ "$word" = tdf-do ] || continue

@@ -34,6 +34,10 @@ pub enum NetFault {
     Refuses,
     /// The switch never says that it runs.
     Mute,
+    /// The switch wakes up a hundred times a second.
+    Ticks,
+    /// The switch keeps a frame that is over.
+    Leaks,
 }
 
 /// Time that the machine itself adds to a round trip, ns of real time.
@@ -77,12 +81,16 @@ impl FakeNetwork {
         let address = between(config, "net.address=", &['/'])?.to_owned();
         let switch = *self.switches.get(between(config, "backend=", &[',', '"'])?)?;
         let port = self.hosts.len() as u32;
-        let mac = between(config, "mac=", &[',']).expect("it has one");
-        let folder = format!("{}/ports/{port}", home(switch));
-        for (key, value) in
-            [("mac", mac), ("link", "up"), ("kind", "netback"), ("peer", &format!("{id}/0"))]
-        {
-            store.insert(format!("{folder}/{key}"), value.to_owned());
+        for (n, rest) in config.split("mac=").skip(1).enumerate() {
+            // Interfaces that nobody uses have ports far behind the others.
+            let port = if n == 0 { port } else { 100 * (port + 1) + n as u32 };
+            let mac = rest.split(',').next().expect("it has one");
+            let folder = format!("{}/ports/{port}", home(switch));
+            for (key, value) in
+                [("mac", mac), ("link", "up"), ("kind", "netback"), ("peer", &format!("{id}/{n}"))]
+            {
+                store.insert(format!("{folder}/{key}"), value.to_owned());
+            }
         }
         self.hosts.push((name.to_owned(), address, switch, port));
         Some(b"booting\r\ntdf-host ready\r\n".to_vec())
@@ -108,7 +116,9 @@ impl FakeNetwork {
                 let counters = format!("{{\"marks\":{}}}", if *port == 1 { self.marks } else { 0 });
                 store.insert(format!("{home}/ports/{port}/counters"), counters);
             }
-            store.insert(format!("{home}/counters"), "{\"frames\":1}".to_owned());
+            let free = if self.fault == NetFault::Leaks { 9 } else { 10 };
+            let counters = format!("{{\"pool_free\":{free},\"pool_total\":10,\"heap_free\":7}}");
+            store.insert(format!("{home}/counters"), counters);
             store.insert(format!("{home}/answered"), value.to_owned());
         }
     }

@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The checks of a network: what is done, what theory says, and whether they agree.
 
+use std::time::Duration;
+
 use switch_model::PortSpec;
 use tdf_abi::Tdf;
 
 use super::Lab;
-use crate::checks::{Check, Cost, Equality, Kind, Overload, Ping, Processing, Tcp, span};
+use crate::checks::{
+    Check, Cost, Equality, Idle, Kind, Load, Overload, Ping, Processing, Tcp, span,
+};
 use crate::dom0::Dom0;
 use crate::iperf::{Flow, Pings};
 use crate::network::{Hop, Link, PortSettings};
@@ -47,6 +51,13 @@ const SHRINK_PERCENT: i64 = 25;
 const NANOSECONDS: &str = "ns";
 const BITS: &str = "bit/s";
 const PER_FRAME: &str = "ns/frame";
+const PER_SECOND: &str = "frames/s";
+const SECOND: i64 = 1_000_000_000;
+
+/// Frames of the flood that tells what one costs but for its frames.
+const SHORT_FLOOD: u32 = 2000;
+/// Frames in a second of virtual time that every machine can send at least.
+const SLOWEST_FLOOD: u32 = 1000;
 
 /// What a path does to frames, added up.
 struct Theory {
@@ -107,6 +118,7 @@ impl<M: Dom0> Lab<'_, M> {
             Kind::Processing(processing) => self.processing(processing, report),
             Kind::Equality(equality) => self.equality(equality, &check.settings, report),
             Kind::Cost(cost) => self.cost(cost, report),
+            Kind::Idle(idle) => self.idle(idle, report),
         }
     }
 
@@ -501,31 +513,39 @@ impl<M: Dom0> Lab<'_, M> {
         text.trim().parse().map_err(|_| format!("{host} counts no frames"))
     }
 
-    /// Processor time and frames of so many seconds of one way.
+    /// Processor time of one way, and the frames that arrived: `how` tells iperf3 how many to send.
     fn burst(
         &mut self,
         [from, to]: &[String; 2],
-        size: u32,
-        per_second: u32,
-        seconds: i64,
+        how: &str,
+        virtual_ns: i64,
     ) -> Result<Spent, String> {
-        let payload = size - CHECK_SEQUENCE - crate::network::ETHERNET_HEADER - UDP_HEADERS;
-        let bits = u64::from(payload) * 8 * u64::from(per_second);
-        let how = format!("-u -b {bits} -l {payload} -t {seconds}");
         self.serve(to)?;
         let (received, before) = (self.received(to)?, self.spent()?);
-        self.flow(from, to, &how, seconds * 1_000_000_000)?;
+        self.flow(from, to, how, virtual_ns)?;
         let (after, received_after) = (self.spent()?, self.received(to)?);
         Ok(Spent { frames: received_after - received, ..after.minus(&before) })
     }
 
     /// Processor time of one way: of a long run, less a short one, so that what the beginning, the
     /// end and the measurement itself cost is not counted.
-    fn way(&mut self, ends: &[String; 2], size: u32, cost: &Cost) -> Result<Spent, String> {
-        let short = self.burst(ends, size, cost.per_second, 1)?;
-        let seconds = 1 + i64::from(cost.frames.div_ceil(cost.per_second));
-        let long = self.burst(ends, size, cost.per_second, seconds)?;
-        let spent = long.minus(&short);
+    fn way(&mut self, ends: &[String; 2], size: u32, load: &Load) -> Result<Spent, String> {
+        let payload = size - CHECK_SEQUENCE - crate::network::ETHERNET_HEADER - UDP_HEADERS;
+        let (short, long, longest_ns) = match load.per_second {
+            Some(frames) => {
+                let bits = u64::from(payload) * 8 * u64::from(frames);
+                let seconds = 1 + i64::from(load.frames.div_ceil(frames));
+                let how = |seconds| format!("-u -b {bits} -l {payload} -t {seconds}");
+                (how(1), how(seconds), seconds * SECOND)
+            }
+            None => {
+                let count = SHORT_FLOOD.saturating_add(load.frames);
+                let how = |count| format!("-u -b 0 -l {payload} -k {count}");
+                (how(SHORT_FLOOD), how(count), i64::from(count / SLOWEST_FLOOD) * SECOND)
+            }
+        };
+        let short = self.burst(ends, &short, longest_ns)?;
+        let spent = self.burst(ends, &long, longest_ns)?.minus(&short);
         match spent.frames {
             ..=0 => Err("the longer run brought no more frames".to_owned()),
             _ => Ok(spent),
@@ -534,25 +554,67 @@ impl<M: Dom0> Lab<'_, M> {
 
     fn cost(&mut self, cost: &Cost, report: &mut CheckReport) -> Result<(), String> {
         self.idealise()?;
-        for &size in &cost.sizes {
-            let mut network = Vec::new();
-            for (name, ends) in [("theirs", &cost.theirs), ("ours", &cost.ours)] {
-                let spent = self.way(ends, size, cost)?;
-                let mut plain = |what: &str, unit, value| {
-                    let what = format!("{size} B, {name}: {what}");
-                    report.figures.push(Figure::plain(&what, unit, value));
-                };
-                plain("frames", "frames", spent.frames);
-                plain("dom0", PER_FRAME, spent.dom0 / spent.frames);
-                plain("switch", PER_FRAME, spent.switches / spent.frames);
-                plain("hosts", PER_FRAME, spent.hosts / spent.frames);
-                network.push((spent.dom0 + spent.switches) / spent.frames);
-            }
-            let ratio = network[0] * 100 / network[1].max(1);
-            let least = i64::from(cost.ratio_percent);
-            let what = format!("{size} B, theirs / ours: dom0 + switch");
-            report.figures.push(Figure::at_least(&what, "1/100", least, ratio));
+        for ends in [&cost.ours, &cost.theirs] {
+            // A program's first run in a host takes seconds for random numbers.
+            self.burst(ends, "-u -l 100 -k 10", SECOND)?;
         }
+        for load in &cost.loads {
+            for &size in &cost.sizes {
+                let mut network = Vec::new();
+                let about = format!("{}, {size} B", load.name());
+                for (name, ends) in [("theirs", &cost.theirs), ("ours", &cost.ours)] {
+                    let spent = self.way(ends, size, load)?;
+                    let mut plain = |what: &str, unit, value| {
+                        let what = format!("{about}, {name}: {what}");
+                        report.figures.push(Figure::plain(&what, unit, value));
+                    };
+                    plain("frames", "frames", spent.frames);
+                    plain("dom0", PER_FRAME, spent.dom0 / spent.frames);
+                    plain("switch", PER_FRAME, spent.switches / spent.frames);
+                    plain("hosts", PER_FRAME, spent.hosts / spent.frames);
+                    let (network_ns, all_ns) = spent.per_frame();
+                    plain("one processor, as network", PER_SECOND, SECOND / network_ns);
+                    plain("one processor, with hosts", PER_SECOND, SECOND / all_ns);
+                    network.push(network_ns);
+                }
+                let ratio = network[0] * 100 / network[1];
+                let least = i64::from(load.ratio_percent);
+                let what = format!("{about}, theirs / ours: dom0 + switch");
+                report.figures.push(Figure::at_least(&what, "1/100", least, ratio));
+            }
+        }
+        Ok(())
+    }
+
+    /// A silent network: its switch sleeps, for nobody wakes it, and has all its memory for frames.
+    fn idle(&mut self, idle: &Idle, report: &mut CheckReport) -> Result<(), String> {
+        let Idle { switch, for_virtual } = idle;
+        let id = self.hosts.id(switch).ok_or_else(|| format!("there is no switch {switch}"))?;
+        let silence = |lab: &mut Self, ns: i64| {
+            let real = u64::try_from(lab.tdf.to_real(ns.into())).unwrap_or(u64::MAX);
+            let until = lab.control().machine.now() + Duration::from_nanos(real);
+            while lab.control().machine.now() < until {
+                lab.hosts.listen(lab.run.control, Duration::from_nanos(real))?;
+            }
+            Ok::<(), String>(())
+        };
+        let (all, _) = self.control().counters(id).map_err(|e| e.to_string())?;
+        // Until it has answered that, and what is still on its way has arrived.
+        silence(self, SECOND)?;
+        let before = self.control().cpu_time_ns(id).map_err(|e| e.to_string())?;
+        silence(self, for_virtual.ns())?;
+        let after = self.control().cpu_time_ns(id).map_err(|e| e.to_string())?;
+        let figures = &mut report.figures;
+        let up = self.ports.iter().flatten().filter(|(of, _)| *of == id).count();
+        figures.push(Figure::plain("ports that are up", "ports", narrow(up as i128)));
+        let spent = narrow(i128::from(after) - i128::from(before));
+        figures.push(Figure::at_most("processor time", NANOSECONDS, spent, 0));
+        let counter = |key: &str| {
+            all[key].as_i64().ok_or_else(|| format!("{switch} does not count its {key}"))
+        };
+        let (free, total) = (counter("pool_free")?, counter("pool_total")?);
+        figures.push(Figure::judged("free pieces of memory", "pieces", (total, total), free));
+        figures.push(Figure::at_least("free heap", "bytes", 1, counter("heap_free")?));
         Ok(())
     }
 }
@@ -575,6 +637,13 @@ impl Spent {
             hosts: self.hosts - other.hosts,
             frames: self.frames - other.frames,
         }
+    }
+
+    /// Processor time for each frame, of which there is one: of the network, and of all; ns, and never 0.
+    const fn per_frame(&self) -> (i64, i64) {
+        let network = (self.dom0 + self.switches) / self.frames;
+        let all = (self.dom0 + self.switches + self.hosts) / self.frames;
+        (if network > 0 { network } else { 1 }, if all > 0 { all } else { 1 })
     }
 }
 
