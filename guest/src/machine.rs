@@ -3,7 +3,7 @@
 
 use tdf_xen::abi::{Port, RUNSTATE_OFFLINE, RUNSTATE_RUNNABLE, VIRQ_TIMER, Vcpu};
 use tdf_xen::clock::{TimeArea, TimeInfo, WallArea};
-use tdf_xen::evtchn::Events;
+use tdf_xen::evtchn::{Events, Upcalls};
 use tdf_xen::hypercall::{Hypercall, Xen, XenError};
 
 /// What of the CPU is no hypercall.
@@ -162,6 +162,35 @@ impl<'a, X: Hypercall + Cpu> Machine<'a, X> {
             Via::Singleshot => self.xen.set_singleshot_timer(self.vcpu, deadline),
             Via::SetTimerOp => self.xen.set_timer_op(deadline),
         }
+    }
+
+    /// Sleeps until there is an event on any port, or the timer says that system time reached
+    /// `deadline_ns`, or it seems so. What it costs does not depend on how many ports there are.
+    ///
+    /// # Safety
+    /// As for [`Xen::block`]; the caller has unmasked all ports by [`Self::unmask_events`], and cleared
+    /// `upcalls` before it last looked for events.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    pub unsafe fn block(
+        &self,
+        upcalls: &Upcalls,
+        deadline_ns: Option<u64>,
+    ) -> Result<(), XenError> {
+        if let Some(deadline) = deadline_ns {
+            self.xen.set_singleshot_timer(self.vcpu, deadline)?;
+        }
+        // SAFETY: the caller's promise.
+        let blocked = unsafe { self.xen.block() };
+        // If nothing happened, nothing has masked them.
+        upcalls.mask();
+        blocked
+    }
+
+    /// Lets the events of every port count for [`Self::block`].
+    pub fn unmask_events(&self) {
+        self.events.unmask_all();
     }
 
     /// Clears the pending events of all ports up to `last`, or a few more, and names those that had one.

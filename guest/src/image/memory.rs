@@ -11,7 +11,7 @@ use tdf_xen::abi::{
     HYPERVISOR_VIRT_START, Mfn, MmuUpdate, PAGE_SIZE, Pfn, Vcpu, shared_info, start_info,
 };
 use tdf_xen::clock::{TimeArea, WallArea};
-use tdf_xen::evtchn::Events;
+use tdf_xen::evtchn::{Events, Upcalls};
 use tdf_xen::hypercall::{Xen, XenError};
 use x86_64::structures::paging::PageTableFlags;
 use x86_64::{PhysAddr, VirtAddr};
@@ -62,6 +62,12 @@ pub fn machine(vcpu: Vcpu) -> Result<Machine<'static, Native>, XenError> {
             ),
         )
     }
+}
+
+/// The summary of the events of `vcpu`.
+pub fn upcalls(vcpu: Vcpu) -> Upcalls {
+    // SAFETY: in the shared info page, which is mapped for ever.
+    unsafe { Upcalls::new(&raw mut (*shared()).vcpu_info[vcpu.0 as usize]) }
 }
 
 /// Keeps `vcpu`, which does not run yet, from ever being given an upcall.

@@ -15,7 +15,7 @@ use tdf_xen::hypercall::{Shutdown, Xen, XenError};
 use tdf_xen::xenstore::{Client, Link};
 
 use super::xen::Native;
-use super::{heap, memory};
+use super::{heap, memory, traps};
 
 /// Virtual ns that xenstore's daemon may take to answer.
 const PATIENCE_NS: i64 = 60_000_000_000;
@@ -109,7 +109,17 @@ pub unsafe fn run(
     let daemon = Daemon { machine, port: store_event, deadline_ns: None };
     // SAFETY: mapped since the start, for ever; the daemon accesses it atomically.
     let store = unsafe { Client::new(store_page, daemon) };
-    match Switch::new(machine, exchange, store, store_event, heap::free).run() {
+    let upcalls = match traps::install_upcall() {
+        Ok(()) => Some(memory::upcalls(machine.vcpu)),
+        Err(error) => {
+            log::warn!("no upcalls: {error}");
+            None
+        }
+    };
+    // SAFETY: installed just now.
+    let mut switch =
+        unsafe { Switch::new(machine, exchange, store, store_event, upcalls, heap::free) };
+    match switch.run() {
         End::Asked(why) => why,
         end => panic!("{end}"),
     }

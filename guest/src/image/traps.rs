@@ -8,7 +8,7 @@ use core::arch::global_asm;
 use core::ptr;
 
 use tdf_xen::abi::{FLAT_KERNEL_CS, trap_info};
-use tdf_xen::hypercall::Xen;
+use tdf_xen::hypercall::{Xen, XenError};
 
 use super::memory;
 use super::xen::Native;
@@ -40,6 +40,14 @@ global_asm!(
     ".irp n, 8, 10, 11, 12, 13, 14, 17",
     "trap_entry \\n, 1",
     ".endr",
+    // An upcall: to have come is all that it is for. Xen has masked the next one.
+    ".globl UPCALL_ENTRY",
+    "UPCALL_ENTRY:",
+    "pop rcx",
+    "pop r11",
+    // Xen shows a kernel the ring that it thinks it is in.
+    "or byte ptr [rsp + 8], 3",
+    "iretq",
     "trap_common:",
     "push rax",
     "push rcx",
@@ -76,6 +84,14 @@ global_asm!(
 unsafe extern "C" {
     /// The entry of each vector.
     static TRAP_ENTRIES: [u64; COUNT];
+    /// The entry for upcalls.
+    static UPCALL_ENTRY: u8;
+}
+
+/// Tells Xen about the entry for upcalls, which nothing notices.
+pub fn install_upcall() -> Result<(), XenError> {
+    // SAFETY: it expects Xen's frame and restores what that holds; there is no red zone.
+    unsafe { Native.register_upcall((&raw const UPCALL_ENTRY).addr() as u64) }
 }
 
 /// What the entry pushed, and Xen before it.

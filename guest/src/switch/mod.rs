@@ -25,6 +25,7 @@ use alloc::vec::Vec;
 use core::fmt;
 
 use tdf_xen::abi::Port;
+use tdf_xen::evtchn::Upcalls;
 use tdf_xen::hypercall::{Hypercall, Shutdown, Xen, XenError};
 use tdf_xen::xenstore::{Client, Error, Event, Link, Tx};
 
@@ -128,17 +129,24 @@ pub struct Switch<'a, X, L> {
     channels: Vec<Port>,
     /// The one with the greatest number.
     last_channel: Port,
+    /// How to sleep without looking at each port; `None`: there is no entry for upcalls.
+    upcalls: Option<Upcalls>,
     heap_free: fn() -> usize,
     sleeps: u64,
 }
 
 impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
-    /// A switch that talks to xenstore by `store`, whose events come on `store_event`.
-    pub fn new(
+    /// A switch that talks to xenstore by `store`, whose events come on `store_event`, and sleeps by
+    /// `upcalls`, or else by polling all channels.
+    ///
+    /// # Safety
+    /// With `upcalls`, an entry for them was registered, which may interrupt everything here.
+    pub unsafe fn new(
         machine: &'a Machine<'a, X>,
         exchange: Exchange<'a, X>,
         store: Client<L>,
         store_event: Port,
+        upcalls: Option<Upcalls>,
         heap_free: fn() -> usize,
     ) -> Self {
         let ports = exchange.fabric.ports();
@@ -153,6 +161,7 @@ impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
             news: Vec::new(),
             channels: Vec::new(),
             last_channel: store_event,
+            upcalls,
             heap_free,
             sleeps: 0,
         }
@@ -171,6 +180,9 @@ impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
         self.frontend.start(&mut self.store)?;
         self.store.watch(SHUTDOWN, SHUTDOWN)?;
         self.channels.push(self.store_event);
+        if self.upcalls.is_some() {
+            self.machine.unmask_events();
+        }
         Ok(())
     }
 
@@ -179,6 +191,9 @@ impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
         let mut told = true;
         loop {
             let (exchange, store_event) = (&mut self.exchange, self.store_event);
+            if let Some(upcalls) = &self.upcalls {
+                upcalls.clear();
+            }
             self.machine.take_events(self.last_channel, |event| {
                 told |= event == store_event;
                 exchange.event(event);
@@ -206,7 +221,13 @@ impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
                     at => at.max(1),
                 };
                 self.sleeps += 1;
-                self.machine.xen.poll_until(&self.channels, deadline)?;
+                match &self.upcalls {
+                    // SAFETY: `new`'s caller vouches for the entry; unmasked in `start`, cleared above.
+                    Some(upcalls) => unsafe {
+                        self.machine.block(upcalls, (deadline > 0).then_some(deadline))?;
+                    },
+                    None => self.machine.xen.poll_until(&self.channels, deadline)?,
+                }
             }
         }
     }

@@ -20,19 +20,20 @@ pub use xen_sys::{
     __HYPERVISOR_xen_version as NR_XEN_VERSION,
 };
 pub use xen_sys::{
-    CONSOLEIO_write as CONSOLEIO_WRITE, EVTCHNOP_alloc_unbound as EVTCHNOP_ALLOC_UNBOUND,
+    __HYPERVISOR_callback_op as NR_CALLBACK_OP, CONSOLEIO_write as CONSOLEIO_WRITE,
+    EVTCHNOP_alloc_unbound as EVTCHNOP_ALLOC_UNBOUND,
     EVTCHNOP_bind_interdomain as EVTCHNOP_BIND_INTERDOMAIN, EVTCHNOP_bind_ipi as EVTCHNOP_BIND_IPI,
     EVTCHNOP_bind_virq as EVTCHNOP_BIND_VIRQ, EVTCHNOP_close as EVTCHNOP_CLOSE,
-    EVTCHNOP_send as EVTCHNOP_SEND, FLAT_KERNEL_CS, FLAT_KERNEL_SS, SCHEDOP_poll as SCHEDOP_POLL,
-    SCHEDOP_shutdown as SCHEDOP_SHUTDOWN, SCHEDOP_watchdog as SCHEDOP_WATCHDOG,
-    SCHEDOP_yield as SCHEDOP_YIELD, SHUTDOWN_crash as SHUTDOWN_CRASH,
-    SHUTDOWN_poweroff as SHUTDOWN_POWEROFF, SHUTDOWN_reboot as SHUTDOWN_REBOOT, SIF_INITDOMAIN,
-    VGCF_IN_KERNEL, VIRQ_TIMER, XEN_ELFNOTE_ENTRY, XEN_ELFNOTE_GUEST_OS, XEN_ELFNOTE_GUEST_VERSION,
-    XEN_ELFNOTE_HV_START_LOW, XEN_ELFNOTE_HYPERCALL_PAGE, XEN_ELFNOTE_L1_MFN_VALID,
-    XEN_ELFNOTE_LOADER, XEN_ELFNOTE_PADDR_OFFSET, XEN_ELFNOTE_PAE_MODE, XEN_ELFNOTE_VIRT_BASE,
-    XEN_ELFNOTE_XEN_VERSION, evtchn_bind_ipi, evtchn_bind_virq, evtchn_send, sched_poll,
-    sched_shutdown, sched_watchdog, shared_info, start_info, trap_info, vcpu_guest_context,
-    vcpu_info, vcpu_time_info,
+    EVTCHNOP_send as EVTCHNOP_SEND, FLAT_KERNEL_CS, FLAT_KERNEL_SS, SCHEDOP_block as SCHEDOP_BLOCK,
+    SCHEDOP_poll as SCHEDOP_POLL, SCHEDOP_shutdown as SCHEDOP_SHUTDOWN,
+    SCHEDOP_watchdog as SCHEDOP_WATCHDOG, SCHEDOP_yield as SCHEDOP_YIELD,
+    SHUTDOWN_crash as SHUTDOWN_CRASH, SHUTDOWN_poweroff as SHUTDOWN_POWEROFF,
+    SHUTDOWN_reboot as SHUTDOWN_REBOOT, SIF_INITDOMAIN, VGCF_IN_KERNEL, VIRQ_TIMER,
+    XEN_ELFNOTE_ENTRY, XEN_ELFNOTE_GUEST_OS, XEN_ELFNOTE_GUEST_VERSION, XEN_ELFNOTE_HV_START_LOW,
+    XEN_ELFNOTE_HYPERCALL_PAGE, XEN_ELFNOTE_L1_MFN_VALID, XEN_ELFNOTE_LOADER,
+    XEN_ELFNOTE_PADDR_OFFSET, XEN_ELFNOTE_PAE_MODE, XEN_ELFNOTE_VIRT_BASE, XEN_ELFNOTE_XEN_VERSION,
+    evtchn_bind_ipi, evtchn_bind_virq, evtchn_send, sched_poll, sched_shutdown, sched_watchdog,
+    shared_info, start_info, trap_info, vcpu_guest_context, vcpu_info, vcpu_time_info,
 };
 
 /// For a guest that asks for what it may not have.
@@ -156,6 +157,24 @@ const _: () = assert!(offset_of!(RunstateInfo, time_ns) == 16);
 pub const RUNSTATE_RUNNABLE: usize = 1;
 /// `RUNSTATE_offline` of [`RunstateInfo::time_ns`].
 pub const RUNSTATE_OFFLINE: usize = 3;
+
+/// `CALLBACKOP_register`.
+pub const CALLBACKOP_REGISTER: u32 = 0;
+/// `CALLBACKTYPE_event`: the entry for events.
+pub const CALLBACKTYPE_EVENT: u16 = 0;
+
+/// `struct callback_register`.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct CallbackRegister {
+    /// `CALLBACKTYPE_*`.
+    pub kind: u16,
+    /// None.
+    pub flags: u16,
+    /// The entry.
+    pub address: u64,
+}
+const _: () = assert!(size_of::<CallbackRegister>() == 16);
 
 /// `PHYSDEVOP_set_iopl`.
 pub const PHYSDEVOP_SET_IOPL: u32 = 6;

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Event channels by polling: which ports are pending, and clearing them.
 //!
-//! The guest never takes an upcall: Xen pushes its frame at the interrupted stack pointer without
-//! skipping a red zone and leaves the direction flag alone, so an asynchronous upcall into compiled
-//! code is a bug. Ports stay masked; `SCHEDOP_POLL` wakes on masked ports too, and the two-level
-//! bitmaps in the shared info page say what happened.
+//! The guest takes no upcall while it runs. Ports stay masked; `SCHEDOP_POLL` wakes on masked ports
+//! too, and the two-level bitmaps in the shared info page say what happened. But it looks at each port
+//! that it is given: who has many of them unmasks them all, and sleeps in `SCHEDOP_BLOCK`, which takes
+//! an upcall on its way back, with an entry that does nothing. What happened is read as before.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use crate::abi::Port;
+use crate::abi::{Port, vcpu_info};
 
 /// Words in each bitmap of the two-level ABI.
 pub const WORDS: usize = 64;
@@ -42,6 +42,13 @@ impl Events {
         }
     }
 
+    /// Lets the events of every port count for upcalls. One that is pending already does not.
+    pub fn unmask_all(&self) {
+        for word in (0..WORDS).filter_map(|i| Self::word(self.mask, i)) {
+            word.store(0, Ordering::SeqCst);
+        }
+    }
+
     /// Whether an event is pending on `port`, which is cleared by asking.
     ///
     /// Cleared before the event is handled: one that arrives meanwhile is seen the next time. A
@@ -68,6 +75,40 @@ impl Events {
                 bits &= bits - 1;
             }
         }
+    }
+}
+
+/// A vCPU's own summary of its events, which decides about upcalls.
+#[derive(Clone, Copy, Debug)]
+pub struct Upcalls(*mut vcpu_info);
+
+impl Upcalls {
+    /// That in the record of a vCPU.
+    ///
+    /// # Safety
+    /// It stays mapped while this value is used, and everybody else accesses it atomically.
+    pub const unsafe fn new(info: *mut vcpu_info) -> Self {
+        Self(info)
+    }
+
+    /// Keeps upcalls away.
+    pub fn mask(&self) {
+        // SAFETY: `new`'s caller vouches for the record.
+        let mask = unsafe { AtomicU8::from_ptr(&raw mut (*self.0).evtchn_upcall_mask) };
+        mask.store(1, Ordering::SeqCst);
+    }
+
+    /// Forgets that there were events; to be done before the bitmaps are looked at.
+    pub fn clear(&self) {
+        // SAFETY: as above.
+        let (pending, words) = unsafe {
+            (
+                AtomicU8::from_ptr(&raw mut (*self.0).evtchn_upcall_pending),
+                AtomicU64::from_ptr(&raw mut (*self.0).evtchn_pending_sel),
+            )
+        };
+        pending.store(0, Ordering::SeqCst);
+        words.swap(0, Ordering::SeqCst);
     }
 }
 

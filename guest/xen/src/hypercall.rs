@@ -431,6 +431,34 @@ pub trait Xen: Hypercall {
         check(unsafe { self.call(NR_SCHED_OP, args) }).map(drop)
     }
 
+    /// Unmasks upcalls and sleeps until there is one, in one step: none is missed in between, and it
+    /// does not matter for how many ports. The upcall comes before this returns.
+    ///
+    /// # Safety
+    /// [`Self::register_upcall`] has named an entry, and whatever runs until upcalls are masked again,
+    /// which taking one does, may be interrupted by it.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    unsafe fn block(&self) -> Result<(), XenError> {
+        // SAFETY: takes no address; the caller vouches for the upcall.
+        check(unsafe { self.call(NR_SCHED_OP, [SCHEDOP_BLOCK as usize, 0, 0, 0, 0]) }).map(drop)
+    }
+
+    /// Names the entry for upcalls.
+    ///
+    /// # Safety
+    /// It must be one that expects Xen's frame and returns with everything as it was.
+    ///
+    /// # Errors
+    /// What Xen answers.
+    unsafe fn register_upcall(&self, address: u64) -> Result<(), XenError> {
+        let arg = CallbackRegister { kind: CALLBACKTYPE_EVENT, flags: 0, address };
+        let args = [CALLBACKOP_REGISTER as usize, input(&arg), 0, 0, 0];
+        // SAFETY: Xen reads the argument; the caller vouches for the entry.
+        check(unsafe { self.call(NR_CALLBACK_OP, args) }).map(drop)
+    }
+
     /// Lets other vCPUs run first.
     ///
     /// # Errors
