@@ -157,6 +157,22 @@ mod tests {
         page.events().mask_all();
         assert_eq!(*page.mask, [u64::MAX; WORDS]);
         assert_eq!((page.pending[0], page.pending[1]), (1 << 5, 0));
+        page.events().unmask_all();
+        assert_eq!((*page.mask, page.pending[0]), ([0; WORDS], 1 << 5));
+    }
+
+    #[test]
+    fn upcalls_are_masked_and_forgotten_apart() {
+        // SAFETY: numbers, of which all-zero is a value.
+        let mut info: vcpu_info = unsafe { std::mem::zeroed() };
+        (info.evtchn_upcall_pending, info.evtchn_pending_sel) = (1, 1 << 7);
+        // SAFETY: the record outlives every use below, on one thread.
+        let upcalls = unsafe { Upcalls::new(&raw mut info) };
+        upcalls.mask();
+        assert_eq!((info.evtchn_upcall_mask, info.evtchn_upcall_pending), (1, 1));
+        upcalls.clear();
+        assert_eq!((info.evtchn_upcall_mask, info.evtchn_upcall_pending), (1, 0));
+        assert_eq!(info.evtchn_pending_sel, 0);
     }
 
     proptest! {
