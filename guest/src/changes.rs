@@ -43,6 +43,8 @@ struct Seen {
     reads: i64,
     timers: i64,
     changes: i64,
+    /// Steps back of real time, which are the machine's: then nothing else can be right.
+    real_backward: i64,
     backward: i64,
     shared_backward: i64,
     jumps: i64,
@@ -136,7 +138,8 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
             };
             let possible = least - grid..=most.saturating_add(grid);
             self.seen.jumps += i64::from(!possible.contains(&virt));
-            self.seen.backward += i64::from(virt < 0 || real < 0);
+            self.seen.real_backward += i64::from(real < 0);
+            self.seen.backward += i64::from(virt < 0);
         }
         Ok(now)
     }
@@ -255,11 +258,12 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
         Ok(())
     }
 
-    fn rows(&self) -> [Row; 9] {
+    fn rows(&self) -> [Row; 10] {
         let row =
             |probe, value, bounds| Row::new(self.machine.vcpu, "CHANGES", probe, value, bounds);
         let some = 1..=i64::MAX;
         [
+            row("real_backward_steps", self.seen.real_backward, 0..=0),
             row("backward_steps", self.seen.backward, 0..=0),
             row("shared_backward_steps", self.seen.shared_backward, 0..=0),
             row("jumps", self.seen.jumps, 0..=0),
