@@ -43,6 +43,7 @@ pub const SCRIPTS: &[(&str, &str)] = &[
     ("hostile", include_str!("hostile.sh")),
     ("instructions", include_str!("instructions.sh")),
     ("life", include_str!("life.sh")),
+    ("plug", include_str!("plug.sh")),
     ("ports", include_str!("ports.sh")),
     ("wall", include_str!("wall.sh")),
 ];
@@ -88,10 +89,11 @@ pub fn linux(base: Base) -> Result<Linux> {
         stamp.clear();
         let mut step = Step::begin(&format!("{base}-dom0"), "dom0 packages")?;
         let apt = Apt::open(base)?;
-        let mut names: Vec<String> = ["busybox-static", "xen-utils-common", "xenstore-utils"]
-            .iter()
-            .map(|&n| n.to_owned())
-            .collect();
+        let mut names: Vec<String> =
+            ["busybox-static", "tcpdump", "xen-utils-common", "xenstore-utils"]
+                .iter()
+                .map(|&n| n.to_owned())
+                .collect();
         names.push(dependency(&apt, &mut step, "xen-system-amd64", "xen-utils-")?);
         names.push(dependency(&apt, &mut step, "linux-image-amd64", "linux-image-")?);
         let files = apt.with_libraries(&mut step, &names)?;
@@ -157,6 +159,7 @@ fn base_archive(root: &Path) -> Result<Archive> {
         archive.add(tool, Entry::read(&path)?);
     }
     libraries(root, &mut archive)?;
+    archive.add("usr/bin/tcpdump", Entry::read(&root.join("usr/bin/tcpdump"))?);
     archive.add("bin/busybox", Entry::read(&busybox(root)?)?);
     for (folder, names) in [("modules", MODULES), ("modules/net", NET_MODULES)] {
         for (path, entry) in modules(root, folder, names)? {

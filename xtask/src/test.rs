@@ -21,20 +21,19 @@ const FACTORS: &[&str] = &["1", "2", "2.5", "100", "1000", "1/2"];
 /// Longest virtual time from the kernel's first line to the start of its self-test, at TDF 1.
 const BOOT_LIMIT_NS: u64 = 5_000_000;
 
-/// The scripts that dom0 runs, and what of.
-const SCRIPTS: &[(&str, &str)] = &[
-    ("commands", "commands typed in dom0"),
-    ("ports", "ports of a switch, set and shown"),
-    ("hostile", "guests and dom0 ask Xen for anything"),
-    ("wall", "dom0's wall clock is set again and again"),
-    ("life", "pause, save, restore, reboot, crash, destroy, a vCPU less"),
+/// The scripts that dom0 runs, what of, and how often they do what they repeat: fewer times than by
+/// hand, where `hostile` is to be run with a million, and `plug` with a hundred.
+const SCRIPTS: &[(&str, &str, Option<u32>)] = &[
+    ("commands", "commands typed in dom0", None),
+    ("ports", "ports of a switch, set and shown", None),
+    ("plug", "hosts come and go at a switch, under traffic", Some(20)),
+    ("hostile", "guests and dom0 ask Xen for anything", Some(20_000)),
+    ("wall", "dom0's wall clock is set again and again", None),
+    ("life", "pause, save, restore, reboot, crash, destroy, a vCPU less", None),
 ];
 
-/// Calls of the script `hostile` here, of each kind; by hand it is to be run with a million.
-const HOSTILE_CALLS: u32 = 20_000;
-
 /// The scenarios with hosts and links.
-const NETWORKS: &[&str] = &["bridge"];
+const NETWORKS: &[&str] = &["bridge", "switch", "equality", "chain-netfront"];
 
 /// The factor that the test builds into the hypervisor; the scenario `default20` expects it.
 const DEFAULT_TDF: &str = "20";
@@ -162,9 +161,8 @@ impl Tests {
         for scenario in ["paths", "changes", "armed", "model", "pvh"] {
             tally.case(&format!("lab: {scenario}"), || passes(&lab::run(&self.options(scenario))?));
         }
-        for (script, what) in SCRIPTS {
+        for &(script, what, calls) in SCRIPTS {
             tally.case(&format!("lab: {what}"), || {
-                let calls = Some(HOSTILE_CALLS);
                 let outcome = lab::run(&lab::Options { calls, ..self.options(script) })?;
                 print!("{}", outcome.table);
                 passes(&outcome)
