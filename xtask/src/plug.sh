@@ -194,8 +194,11 @@ check 'ping ends' end h1 "$ping"
 grep 'transmitted\|round-trip' out
 # The last request may be on its way when ping is told to end.
 check 'no ping of theirs was lost' awk '
-    /seq=/ { sub(".*seq=", ""); if ($1 + 0 != next_seq) bad++; next_seq = $1 + 1 }
-    END { if (bad) print "        after " bad " replies one is missing"; exit bad > 0 || next_seq < 20 }' out
+    { line = $0 }
+    /seq=/ { sub(".*seq=", ""); if ($1 + 0 != next_seq) { bad = 1; print "        not " next_seq ":"
+             print last; print line } next_seq = $1 + 1 }
+    { last = line }
+    END { exit bad || next_seq < 20 }' out
 check 'TCP ends' end h1 "$flow"
 sent=$(grep -c ' sender' out)
 check 'TCP flowed all the time' [ "$sent" -ge 3 ]
