@@ -33,3 +33,11 @@ number() { # DOMAIN KEY: of tdf get --json
     tdf get "$1" --json | sed "s/.*\"$2\":\"\?\([-0-9/]*\).*/\1/"
 }
 run() { "$@" >out 2>&1; code=$?; }
+await() { # COMMAND…: until it succeeds, for a minute
+    tries=0
+    until "$@"; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 600 ] || return 1
+        usleep 100000
+    done
+}

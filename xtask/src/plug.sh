@@ -16,14 +16,6 @@ check() { # as ever, and to the log of events
 stage() { # to the log of events as well
     echo "--      $(cut -d' ' -f1 /proc/uptime) s: $*" | tee /dev/hvc0
 }
-await() { # COMMAND…: until it succeeds, for a minute
-    tries=0
-    until "$@"; do
-        tries=$((tries + 1))
-        [ "$tries" -lt 600 ] || return 1
-        usleep 100000
-    done
-}
 
 # Hosts, and what they are told to do on their consoles.
 host() { # NAME NUMBER: its configuration

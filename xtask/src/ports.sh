@@ -6,14 +6,6 @@ assets=/usr/share/xen-tdf
 
 silent() { ! grep -q -- "$1" out; }
 one_line() { [ "$(wc -l <out)" -eq 1 ]; }
-await() { # COMMAND…: until it succeeds, for a minute
-    tries=0
-    until "$@"; do
-        tries=$((tries + 1))
-        [ "$tries" -lt 600 ] || return 1
-        usleep 100000
-    done
-}
 settings() { tdf port show switch0 | grep 'gress: '; }
 
 cat >switch0.cfg <<EOF
