@@ -16,6 +16,7 @@ use core::fmt;
 
 use spin::Mutex;
 use tdf_abi::{TDF_MAX, Tdf, TdfSample};
+use tdf_xen::clock::TSC_STABLE;
 use tdf_xen::hypercall::{Hypercall, Xen};
 
 use crate::cmdline::ChangesOptions;
@@ -47,20 +48,26 @@ struct Seen {
     real_backward: i64,
     backward: i64,
     shared_backward: i64,
+    /// How far this vCPU was behind what another had seen, at most, of system time and of real time, ns.
+    shared_behind: i64,
+    shared_real_behind: i64,
     jumps: i64,
     early: i64,
     lost: i64,
+    /// Times at which the record bore the bit that its slope never changes.
+    stable: i64,
     /// Timers that were late because this vCPU was kept from running.
     kept_waiting: i64,
     /// The first system time that was not where Xen says it is, between what it says.
     first_jump: Option<(i64, i64, i64)>,
-    /// The first timer that was lost.
-    first_lost: Option<Lost>,
+    /// The first timer that was early, and the first that was lost.
+    first_early: Option<Mistimed>,
+    first_lost: Option<Mistimed>,
 }
 
 /// A timer that did not fire in time; real and virtual time, ns.
 #[derive(Clone, Copy, Debug)]
-struct Lost {
+struct Mistimed {
     /// How it was waited for.
     how: &'static str,
     armed: TdfSample,
@@ -70,12 +77,12 @@ struct Lost {
     stolen: i64,
 }
 
-impl fmt::Display for Lost {
+impl fmt::Display for Mistimed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { how, armed, deadline, seen, stolen } = self;
         write!(
             f,
-            "{how}: armed for {deadline} when it was {} (real {}, TDF {}/{}), missed when it was {} \
+            "{how}: armed for {deadline} when it was {} (real {}, TDF {}/{}), seen when it was {} \
              (real {}, TDF {}/{}), {stolen} stolen",
             armed.virt_ns,
             armed.real_ns,
@@ -103,7 +110,9 @@ struct Armed {
 /// One vCPU at work.
 struct Watch<'m, X> {
     machine: &'m Machine<'m, X>,
+    /// System time and real time, as any vCPU has seen them.
     shared: &'m LastSeen,
+    shared_real: &'m LastSeen,
     random: Random,
     seen: Seen,
     last: Option<(TdfSample, Tdf)>,
@@ -121,7 +130,12 @@ fn factor(sample: &TdfSample) -> Result<Tdf, TestError> {
 impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
     /// Samples both times, and holds them against the sample before.
     fn sample(&mut self) -> Result<TdfSample, TestError> {
-        let now = self.machine.xen.tdf_sample(self.machine.vcpu)?;
+        let (now, behind) = self.shared_real.watch(
+            || self.machine.xen.tdf_sample(self.machine.vcpu),
+            |sample| sample.as_ref().map_or(i64::MIN, |sample| sample.real_ns),
+        );
+        let now = now?;
+        self.seen.shared_real_behind = self.seen.shared_real_behind.max(behind);
         let tdf = factor(&now)?;
         if let Some((last, was)) = self.last.replace((now, tdf)) {
             self.seen.changes += i64::from(tdf != was);
@@ -148,7 +162,7 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
     fn read(&mut self) -> Result<TdfSample, TestError> {
         let machine = self.machine;
         let before = self.sample()?;
-        let (system, shared_backward) = self.shared.read(|| machine.system_time_ns());
+        let (system, behind) = self.shared.read(|| machine.system_time_ns());
         let after = self.sample()?;
         let wall = machine.wall_clock_ns();
         let tsc = machine.xen.rdtsc();
@@ -159,24 +173,22 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
             self.seen.jumps += 1;
             self.seen.first_jump.get_or_insert((before.virt_ns, system, after.virt_ns));
         }
-        self.seen.shared_backward += i64::from(shared_backward);
+        self.seen.shared_backward += i64::from(behind > 0);
+        self.seen.shared_behind = self.seen.shared_behind.max(behind);
         let (system0, wall0, tsc0) = core::mem::replace(&mut self.clocks, (system, wall, tsc));
         self.seen.backward += i64::from(system < system0 || wall < wall0 || tsc < tsc0);
         self.seen.reads += 1;
         Ok(after)
     }
 
-    fn lost(
-        &mut self,
-        how: &'static str,
-        armed: &TdfSample,
-        deadline: i64,
-        seen: &TdfSample,
-        stolen: i64,
-    ) {
+    fn early(&mut self, timer: Mistimed) {
+        self.seen.early += 1;
+        self.seen.first_early.get_or_insert(timer);
+    }
+
+    fn lost(&mut self, timer: Mistimed) {
         self.seen.lost += 1;
-        let (armed, seen) = (*armed, *seen);
-        self.seen.first_lost.get_or_insert(Lost { how, armed, deadline, seen, stolen });
+        self.seen.first_lost.get_or_insert(timer);
     }
 
     /// Whether the wait for the timer is over; counts what is wrong with it.
@@ -186,9 +198,12 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
         let fired = self.machine.fired();
         let now = self.read()?;
         if fired || armed.overdue {
-            self.seen.early += i64::from(fired && now.virt_ns < armed.deadline);
+            let (deadline, since) = (armed.deadline, armed.since);
+            let timer = Mistimed { how: "awake", armed: since, deadline, seen: now, stolen: 0 };
             if !fired {
-                self.lost("awake", &armed.since, armed.deadline, &now, 0);
+                self.lost(timer);
+            } else if now.virt_ns < deadline {
+                self.early(timer);
             }
             return Ok(true);
         }
@@ -232,14 +247,17 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
             self.machine.poll_timer(deadline.saturating_add(2 * latest))?;
         }
         let woken = self.read()?;
-        self.seen.early += i64::from(woken.virt_ns < deadline);
         let stolen = self.machine.stolen_ns()?.wrapping_sub(stolen);
+        let how = if by_poll { "polling" } else { "asleep" };
+        let timer = Mistimed { how, armed: now, deadline, seen: woken, stolen };
+        if woken.virt_ns < deadline {
+            self.early(timer);
+        }
         let in_time = deadline.saturating_add(latest);
         if woken.virt_ns > in_time && woken.virt_ns <= in_time.saturating_add(stolen) {
             self.seen.kept_waiting += 1;
         } else if woken.virt_ns > in_time {
-            let how = if by_poll { "polling" } else { "asleep" };
-            self.lost(how, &now, deadline, &woken, stolen);
+            self.lost(timer);
         }
         self.machine.xen.stop_singleshot_timer(self.machine.vcpu)?;
         Ok(())
@@ -247,6 +265,7 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
 
     fn all(&mut self, end: i64) -> Result<(), TestError> {
         while self.sample()?.virt_ns < end {
+            self.seen.stable += i64::from(self.machine.tsc().0.flags & TSC_STABLE);
             match self.random.next(8) {
                 0 => self.nap(false)?,
                 1 => self.nap(true)?,
@@ -258,19 +277,23 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
         Ok(())
     }
 
-    fn rows(&self) -> [Row; 10] {
+    fn rows(&self) -> [Row; 13] {
         let row =
             |probe, value, bounds| Row::new(self.machine.vcpu, "CHANGES", probe, value, bounds);
         let some = 1..=i64::MAX;
         [
             row("real_backward_steps", self.seen.real_backward, 0..=0),
+            // Nor can vCPUs agree on anything if Xen's processors do not agree on real time.
+            row("shared_real_behind_ns", self.seen.shared_real_behind, 0..=0),
             row("backward_steps", self.seen.backward, 0..=0),
             row("shared_backward_steps", self.seen.shared_backward, 0..=0),
+            row("shared_behind_ns", self.seen.shared_behind, 0..=0),
             row("jumps", self.seen.jumps, 0..=0),
             row("early_timers", self.seen.early, 0..=0),
             row("lost_timers", self.seen.lost, 0..=0),
             // What dom0 does for a change, and other vCPUs, take that long now and then.
             row("kept_waiting", self.seen.kept_waiting, 0..=i64::MAX),
+            Row::new(self.machine.vcpu, "P3", "stable_bit", self.seen.stable, 0..=0),
             row("timers", self.seen.timers, some.clone()),
             row("reads", self.seen.reads, some),
             // Those that a sample showed; dom0 knows how many there were.
@@ -291,13 +314,14 @@ fn attempt<X: Hypercall + Cpu>(
     }
     // For dom0, which need not change anything before.
     say(out, format_args!("changes begin"));
-    let shared = LastSeen::new();
+    let (shared, shared_real) = (LastSeen::new(), LastSeen::new());
     let (rows, failed) = (Mutex::new(Vec::new()), Mutex::new(None));
-    let (jumps, lost) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+    let (jumps, mistimed) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
     crew.run(true, &|machine| {
         let mut watch = Watch {
             machine,
             shared: &shared,
+            shared_real: &shared_real,
             random: Random(options.seed.wrapping_add(machine.vcpu.0.into())),
             seen: Seen::default(),
             last: None,
@@ -314,7 +338,9 @@ fn attempt<X: Hypercall + Cpu>(
         }
         rows.lock().extend(watch.rows());
         jumps.lock().extend(watch.seen.first_jump.map(|jump| (machine.vcpu, jump)));
-        lost.lock().extend(watch.seen.first_lost.map(|lost| (machine.vcpu, lost)));
+        let early = watch.seen.first_early.map(|timer| (machine.vcpu, "early", timer));
+        let lost = watch.seen.first_lost.map(|timer| (machine.vcpu, "late", timer));
+        mistimed.lock().extend([early, lost].into_iter().flatten());
     })?;
     for (vcpu, (before, system, after)) in jumps.into_inner() {
         say(
@@ -324,8 +350,8 @@ fn attempt<X: Hypercall + Cpu>(
             ),
         );
     }
-    for (vcpu, lost) in lost.into_inner() {
-        say(out, format_args!("vCPU {vcpu} lost a timer, {lost}"));
+    for (vcpu, off, timer) in mistimed.into_inner() {
+        say(out, format_args!("vCPU {vcpu}: a timer was {off}, {timer}"));
     }
     let outcome = print(&rows.lock(), out);
     failed.into_inner().map_or(Ok(outcome), Err)

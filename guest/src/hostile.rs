@@ -303,7 +303,7 @@ impl<X: Hypercall + Cpu> Storm<'_, X> {
     /// Time goes on, as it does for every other vCPU.
     fn look(&mut self) -> Result<(), TestError> {
         let (now, behind) = self.shared.read(|| self.machine.system_time_ns());
-        self.found.backward += i64::from(behind || now < self.last);
+        self.found.backward += i64::from(behind > 0 || now < self.last);
         self.last = now;
         match self.machine.xen.tdf_sample(self.machine.vcpu) {
             Ok(sample) => {

@@ -67,12 +67,18 @@ impl LastSeen {
         Self(AtomicI64::new(i64::MIN))
     }
 
-    /// Reads a clock; the time, and whether another vCPU has seen a later one before.
-    pub fn read(&self, clock: impl FnOnce() -> i64) -> (i64, bool) {
+    /// Reads a clock; the time, and how far it is behind what another vCPU has seen before, ns.
+    pub fn read(&self, clock: impl FnOnce() -> i64) -> (i64, i64) {
+        self.watch(clock, |now| *now)
+    }
+
+    /// As [`Self::read`], of the time `of` what was read.
+    pub fn watch<T>(&self, read: impl FnOnce() -> T, of: impl FnOnce(&T) -> i64) -> (T, i64) {
         let seen = self.0.load(Ordering::SeqCst);
-        let now = clock();
+        let read = read();
+        let now = of(&read);
         self.0.fetch_max(now, Ordering::SeqCst);
-        (now, now < seen)
+        (read, seen.saturating_sub(now).max(0))
     }
 }
 
@@ -526,8 +532,8 @@ fn together<X: Hypercall + Cpu>(machine: &Machine<'_, X>, tdf: Tdf, seen: &LastS
     let (mut back, mut reads) = (0, 0);
     let end = machine.system_time_ns().saturating_add(to_virtual_up(tdf, TOGETHER_REAL_NS));
     loop {
-        let (now, went_back) = seen.read(|| machine.system_time_ns());
-        back += i64::from(went_back);
+        let (now, behind) = seen.read(|| machine.system_time_ns());
+        back += i64::from(behind > 0);
         reads += 1;
         if now >= end {
             break;

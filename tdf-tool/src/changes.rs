@@ -205,7 +205,8 @@ mod tests {
 
     fn changes(count: u32) -> Changes {
         let factors = ["1/1000", "1/2", "1", "7/3", "10", "1000"].map(tdf).to_vec();
-        Changes { count, factors, every: Span::parse("2 ms").unwrap() }
+        let every = Span::parse("2 ms").unwrap();
+        Changes { count, factors, every, within: every }
     }
 
     /// A domain in a right Xen, but for what a test does to it.

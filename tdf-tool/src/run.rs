@@ -252,8 +252,8 @@ impl<M: Dom0> Run<'_, M> {
             };
             let sleeping = i64::try_from(tdf.to_real(sleeping)).unwrap_or(i64::MAX);
             let span = match &domain.changes {
-                // Each takes the toolstack some time besides; what is left of the span passes fast.
-                Some(changes) => changes.every.ns().saturating_mul(8 * i64::from(changes.count)),
+                // What is left of the span passes fast.
+                Some(changes) => changes.within.ns().saturating_mul(2 * i64::from(changes.count)),
                 None => domain.span.real_ns(tdf).saturating_mul(4),
             };
             let calls = match domain.test {

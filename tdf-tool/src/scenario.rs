@@ -112,19 +112,18 @@ pub struct Changes {
     pub factors: Vec<Tdf>,
     /// Mean real time between two changes.
     pub every: Span,
+    /// Mean real time that one may take with all that the toolstack does: so long does a probe watch.
+    pub within: Span,
 }
 
 impl Changes {
-    /// The virtual time for which a probe must watch: [`Self::MARGIN`] times what the changes are
-    /// expected to take, because the toolstack's own time and the luck of the draw add to it.
+    /// The virtual time for which a probe must watch, expected from how long a change may take.
     pub fn span_ns(&self) -> i64 {
-        let each = |tdf: &Tdf| tdf.to_virtual(self.every.ns().into());
+        let each = |tdf: &Tdf| tdf.to_virtual(self.within.ns().into());
         let sum: i128 = self.factors.iter().map(each).sum();
         let all = sum * i128::from(self.count) / self.factors.len().max(1) as i128;
-        narrow(all.saturating_mul(Self::MARGIN)).max(1_000_000_000)
+        narrow(all).max(1_000_000_000)
     }
-
-    const MARGIN: i128 = 4;
 
     /// The factor at which time is shortest: what is left of a probe's span passes at it.
     pub fn fastest(&self) -> Tdf {
@@ -256,6 +255,9 @@ struct RawScenario {
     name: String,
     #[serde(default)]
     sequential: bool,
+    /// For whoever makes the machine: its processors agree on their TSC, and Xen takes the time from it.
+    #[serde(default, rename = "invariant_tsc")]
+    _invariant_tsc: bool,
     timeout: Option<Span>,
     #[serde(default)]
     domain: Vec<RawDomain>,
@@ -351,6 +353,7 @@ struct RawChange {
     count: u32,
     factors: Vec<String>,
     every: Span,
+    within: Option<Span>,
 }
 
 const fn one() -> u32 {
@@ -363,6 +366,9 @@ const fn twenty() -> u32 {
 
 /// Most samples of a check.
 const MOST_SAMPLES: u32 = 10_000;
+/// So many times the mean between two changes may a change take where nothing else is said: the
+/// toolstack's own time and the luck of the draw add to it.
+const USUAL_WITHIN: i64 = 4;
 /// Latest timer that a scenario may allow, ns.
 const MOST_LATE_NS: i64 = 4_000_000_000;
 /// Most changes of a domain's factor.
@@ -550,11 +556,17 @@ fn changes_of<'a>(
         if change.domains.is_empty() {
             mistakes.push(format!("change {at}: domains = [] names no domain"));
         }
+        let every = change.every;
+        let usual = || Span::from_ns(every.ns().saturating_mul(USUAL_WITHIN));
+        let within = change.within.or_else(usual).unwrap_or(every);
+        if within < every {
+            mistakes.push(format!("change {at}: within is no less than every"));
+        }
         for name in &change.domains {
             if !raw.domain.iter().any(|domain| domain.name == *name) {
                 mistakes.push(format!("change {at}: there is no domain {name:?}"));
             }
-            let changes = Changes { count, factors: factors.clone(), every: change.every };
+            let changes = Changes { count, factors: factors.clone(), every, within };
             if all.insert(name.as_str(), changes).is_some() {
                 mistakes.push(format!("change {at}: domain {name:?} has its changes already"));
             }
@@ -867,6 +879,7 @@ pub(crate) mod tests {
             ("test = \"changes\"", "", "write test = \"changes\""),
             ("test = \"changes\"", "test = \"changes\"\nlate = \"5 s\"", "at most 4 s"),
             ("3 ms", "1 s", "more than a week"),
+            ("3 ms\"", "3 ms\"\nwithin = \"2 ms\"", "no less than every"),
             (
                 "[[change]]",
                 "[[check]]\nclocks = [\"a\"]\nfor_real = \"1 s\"\n[[change]]",

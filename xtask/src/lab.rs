@@ -33,6 +33,10 @@ pub const INSTRUCTIONS: &str = "instructions";
 const XEN_ARGS: &str = "com1=115200,8n1 console=com1 loglvl=info guest_loglvl=info \
      dom0_max_vcpus=1 spec-ctrl=eager-fpu";
 
+/// More of it, where Xen is to take the time from the TSC: as Xen counts them, QEMU's processors are in
+/// more than one socket.
+const TSC_ARGS: &str = "clocksource=tsc tsc=stable:socket ";
+
 /// MiB of dom0's memory, and of that of a dom0 which keeps saved domains in it.
 const DOM0_MIB: u32 = 400;
 const DOM0_LARGE_MIB: u32 = 800;
@@ -51,6 +55,8 @@ struct Demand {
     network: bool,
     /// A domain may be other than PV, and need a processor with virtualization.
     svm: bool,
+    /// Xen is to take the time from TSCs that agree.
+    invariant_tsc: bool,
 }
 
 impl Demand {
@@ -60,7 +66,7 @@ impl Demand {
     fn of_own(name: &str) -> Result<Self> {
         if let Some((_, script)) = dom0::SCRIPTS.iter().find(|(script, _)| *script == name) {
             let network = script.contains(dom0::HOST);
-            return Ok(Self { memory_mib: MEMORY_MIB, network, svm: false });
+            return Ok(Self { memory_mib: MEMORY_MIB, network, svm: false, invariant_tsc: false });
         }
         Self::of(&paths::root().join(format!("tdf-tool/scenarios/{name}.toml")))
     }
@@ -94,6 +100,7 @@ impl Demand {
             },
             network: scenario.contains_key("link"),
             svm: domains.into_iter().flatten().any(other),
+            invariant_tsc: scenario.get("invariant_tsc") == Some(&toml::Value::Boolean(true)),
         })
     }
 }
@@ -226,6 +233,11 @@ pub fn run(options: &Options) -> Result<Outcome> {
     let mut machine =
         machine(options, &parts.xen.image, &linux.vmlinuz, &args, Some(&initramfs), &name);
     (machine.memory_mib, machine.svm) = (demand.memory_mib, demand.svm);
+    if demand.invariant_tsc {
+        machine.invariant_tsc = true;
+        // First: what the user gives then goes before it.
+        machine.xen_args.insert_str(0, TSC_ARGS);
+    }
     if options.scenario == LIFE {
         machine.xen_args = xen_args(options, DOM0_LARGE_MIB);
         machine.memory_mib += DOM0_LARGE_MIB - DOM0_MIB;
@@ -333,6 +345,7 @@ fn machine<'a>(
         accel: options.accel,
         memory_mib: MEMORY_MIB,
         svm: false,
+        invariant_tsc: false,
         seed: options.seed,
         timeout: options.timeout,
         dir: paths::work().join(options.base.to_string()).join("lab").join(name),
@@ -473,6 +486,12 @@ mod tests {
             assert_eq!(Demand::read(&text).unwrap().svm, wanted, "{kind}");
         }
         assert!(Demand::of_own("pvh").unwrap().svm && !Demand::of_own("clocks").unwrap().svm);
+    }
+
+    #[test]
+    fn smp_gets_a_tsc_that_xen_can_take_the_time_from() {
+        assert!(Demand::of_own("smp").unwrap().invariant_tsc);
+        assert!(!Demand::of_own("changes").unwrap().invariant_tsc);
     }
 
     #[test]

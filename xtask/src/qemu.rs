@@ -54,6 +54,8 @@ pub struct Machine<'a> {
     pub memory_mib: u32,
     /// Whether the processor has virtualization, for guests that are not PV.
     pub svm: bool,
+    /// Whether the processors say that their TSCs are invariant and agree.
+    pub invariant_tsc: bool,
     /// Seed of everything that is random in the machine.
     pub seed: u64,
     /// Longest time that the run may take.
@@ -101,12 +103,15 @@ impl Machine<'_> {
         // -rdrand, -rdseed: they would let the host's randomness in. -rdtscp: an SVM guest trips over
         // QEMU's intercept of it.
         let svm = if self.svm { "-rdtscp" } else { "-svm" };
+        // QEMU's TSCs have one rate and one origin, on which all its processors agree; it only does not say
+        // so without being told to. (x-: QEMU 7.2 to 10 have it.)
+        let tsc = if self.invariant_tsc { ",+invtsc,x-force-features=on" } else { "" };
         cmd = match self.accel {
             Accel::Deterministic => cmd
                 .args(["-accel", "tcg,thread=single", "-icount", "shift=1,sleep=off"])
                 .args(["-seed", &self.seed.to_string()])
                 .args(["-rtc", "clock=vm,base=2024-01-01T00:00:00"])
-                .args(["-cpu", &format!("max,-smap,{svm},-rdrand,-rdseed")]),
+                .args(["-cpu", &format!("max,-smap,{svm},-rdrand,-rdseed{tsc}")]),
             // Two processors that are really two, each a thread of its own.
             Accel::Tcg => cmd.args([
                 "-accel",
@@ -114,7 +119,7 @@ impl Machine<'_> {
                 "-smp",
                 "2",
                 "-cpu",
-                &format!("max,-smap,{svm}"),
+                &format!("max,-smap,{svm}{tsc}"),
             ]),
             Accel::Kvm => cmd.args(["-accel", "kvm", "-cpu", "host"]),
         };

@@ -13,6 +13,7 @@ use crate::apt::Base;
 use crate::exec::Step;
 use crate::guest::cargo;
 use crate::lab::{self, Outcome};
+use crate::qemu::Accel;
 use crate::{cost, tidy, xen};
 
 /// Factors with which the default lab must pass, besides the scenario's own.
@@ -157,9 +158,12 @@ impl Tests {
                 passes(&lab::run(&options)?)
             });
         }
-        for scenario in ["paths", "changes", "armed", "model", "pvh"] {
+        for scenario in ["paths", "changes", "armed", "smp", "model", "pvh"] {
             tally.case(&format!("lab: {scenario}"), || passes(&lab::run(&self.options(scenario))?));
         }
+        tally.case("lab: smp, on two processors", || {
+            passes(&lab::run(&lab::Options { accel: Accel::Tcg, ..self.options("smp") })?)
+        });
         for &(script, what, calls) in SCRIPTS {
             tally.case(&format!("lab: {what}"), || {
                 let outcome = lab::run(&lab::Options { calls, ..self.options(script) })?;
