@@ -24,7 +24,7 @@ pub struct PortConfig {
     pub(crate) gap: Instant,
     /// Frames up to this take the short way through the port: there is neither policer nor RED, nor
     /// marks, cut-through or cells. Otherwise 0.
-    pub(crate) simple_frame: u32,
+    pub(crate) simple_frame: u16,
     /// No frame takes 2^16 ns, so the lower half of a word tells when it leaves.
     pub(crate) short_frames: bool,
     /// Room that a frame needs on the line: for its copy too, where there are any.
@@ -32,7 +32,7 @@ pub struct PortConfig {
     pub(crate) max_frame: u32,
     pub(crate) latency: u64,
     pub(crate) max_frames: u32,
-    pub(crate) max_bytes: u32,
+    pub(crate) max_bytes: u64,
     pub(crate) mark_above: u32,
     pub(crate) policer: Option<Policer>,
     pub(crate) red: Option<Red>,
@@ -85,8 +85,9 @@ impl PortSpec {
         if max_frames == 0 {
             return Err(ConfigError::Zero("queue_frames"));
         }
-        let max_bytes =
-            u32::try_from(max_bytes).map_err(|_| ConfigError::TooLarge("queue_bytes"))?;
+        if max_bytes > u64::from(u32::MAX) {
+            return Err(ConfigError::TooLarge("queue_bytes"));
+        }
         if max_bytes == 0 {
             return Err(ConfigError::Zero("queue_bytes"));
         }
@@ -101,7 +102,7 @@ impl PortSpec {
             pace,
             wire,
             gap: pace.after(pace.instant(0, 0), wire.gap),
-            simple_frame: if simple { max_frame as u32 } else { 0 },
+            simple_frame: if simple { max_frame as u16 } else { 0 },
             short_frames: pace.after(pace.instant(0, 0), wire.bytes(max_frame as u32)).ns < 65_535,
             room: 1 + u32::from(line.copy.is_some()),
             max_frame: max_frame as u32,

@@ -52,7 +52,6 @@ impl Counters {
 pub(crate) struct Tally {
     pub(crate) sent: u64,
     pub(crate) sent_bytes: u64,
-    pub(crate) delivered: u64,
     pub(crate) drops: [u64; DropReason::ALL.len()],
     pub(crate) refused_bytes: u64,
     pub(crate) marks: u64,
@@ -83,14 +82,16 @@ impl Tally {
         }
     }
 
-    /// The counters, where `waiting` frames of `bytes` have not been sent yet.
-    pub(crate) fn report(&self, waiting: u32, bytes: u64) -> Counters {
+    /// The counters, where `waiting` frames of `bytes` have not been sent yet, and `on_line` are in
+    /// flight.
+    pub(crate) fn report(&self, waiting: u32, bytes: u64, on_line: u32) -> Counters {
+        let lost = self.drops[DropReason::Loss as usize];
         Counters {
             offered: self.sent + self.refused() + u64::from(waiting),
             offered_bytes: self.sent_bytes + self.refused_bytes + bytes,
             sent: self.sent,
             sent_bytes: self.sent_bytes,
-            delivered: self.delivered,
+            delivered: self.sent + self.copies - lost - u64::from(on_line),
             drops: self.drops,
             marks: self.marks,
             copies: self.copies,

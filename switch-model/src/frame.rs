@@ -13,8 +13,8 @@ pub const MAX_TIME: u64 = (1 << 61) - (1 << 52);
 /// The serialiser ends by then. A line's constant delay, at most 2^50, still fits behind it.
 pub(crate) const LAST_DEPARTURE: u64 = (1 << 61) - (1 << 51);
 
-/// Nothing arrives later: times are kept in 61 bits.
-pub(crate) const LAST_ARRIVAL: u64 = (1 << 61) - 1;
+/// Nothing arrives later: times are kept in 61 bits, and all ones is no time.
+pub(crate) const LAST_ARRIVAL: u64 = (1 << 61) - 2;
 
 /// A frame, as far as a port cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,6 +101,13 @@ pub struct Fate {
     pub duplicate_at: Option<u64>,
     /// This bit of the frame, counted from its first, is flipped.
     pub corrupt_bit: Option<u32>,
+}
+
+impl Fate {
+    /// Delivered, and nothing else.
+    pub(crate) const fn at(deliver_at: u64) -> Self {
+        Self { deliver_at, mark: false, duplicate_at: None, corrupt_bit: None }
+    }
 }
 
 /// The answer to an offered frame.

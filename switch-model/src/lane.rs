@@ -8,6 +8,8 @@
 
 use core::hint::select_unpredictable;
 
+use crate::frame::LAST_ARRIVAL;
+
 /// Room for one frame: 16 bytes.
 ///
 /// A port takes a power of two of them. What they hold is the port's business: a frame in flight, and
@@ -36,6 +38,7 @@ impl Default for Slot {
 }
 
 const _: () = assert!(size_of::<Slot>() == 16);
+const _: () = assert!(LAST_ARRIVAL < NOTHING >> FLAGS);
 
 /// Bits of flags below the time.
 pub(crate) const FLAGS: u32 = 3;
@@ -46,7 +49,7 @@ pub(crate) const FLAG_MARK: u64 = 2;
 /// A bit of the frame is flipped.
 pub(crate) const FLAG_CORRUPT: u64 = 1;
 
-/// The key of no frame.
+/// The key of no frame: all arrive earlier.
 pub(crate) const NOTHING: u64 = u64::MAX;
 
 /// Slots that a queue linked through them can address.
@@ -58,17 +61,30 @@ const BRANCHES: usize = 4;
 /// The slot of the heap's top, if there are so many: it makes neighbours lie in groups of four.
 const TOP: usize = BRANCHES - 1;
 
-/// Frames in flight.
+/// Frames in flight. Slots that hold none hold [`NOTHING`].
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Lane {
-    /// The first frame of the ring, or the top of the heap.
-    head: u32,
-    held: u32,
+    /// The first frame of the ring, or the top of the heap; to be masked.
+    head: usize,
+    held: usize,
+    /// The port's, and here because there is room: frames up to this take the shortest way through it.
+    /// What is true of [`PortConfig::simple_frame`](crate::PortConfig) is true of them, the slots tell
+    /// when frames leave the buffer, the line only delays and loses, and frames in flight are in a
+    /// ring. Otherwise 0.
+    pub(crate) plain: u16,
+    /// The same, but the line jitters as well, and frames in flight are in a heap.
+    pub(crate) jittered: u16,
     heap: bool,
 }
 
 impl Lane {
-    pub(crate) fn held(&self) -> u32 {
+    /// No frame in flight.
+    pub(crate) fn new(slots: &mut [Slot]) -> Self {
+        slots.iter_mut().for_each(|slot| slot.key = NOTHING);
+        Self::default()
+    }
+
+    pub(crate) fn held(&self) -> usize {
         self.held
     }
 
@@ -88,8 +104,8 @@ impl Lane {
 
     #[cold]
     fn convert(&mut self, slots: &mut [Slot], heap: bool) {
-        let (mask, ring) = (slots.len() - 1, self.head as usize);
-        (self.heap, self.head) = (heap, if heap { TOP as u32 } else { 0 });
+        let (mask, ring) = (slots.len() - 1, self.head);
+        (self.heap, self.head) = (heap, if heap { TOP } else { 0 });
         if !heap {
             return;
         }
@@ -98,7 +114,7 @@ impl Lane {
             let from = slot_of(i, slots.len());
             let Slot { key, tag, .. } = slots[from];
             slots[from].key = NOTHING;
-            if (from.wrapping_sub(ring) & mask) < self.held as usize {
+            if (from.wrapping_sub(ring) & mask) < self.held {
                 // What was there has been read, as `places` is never ahead.
                 rise(slots, places, key, tag);
                 places += 1;
@@ -106,13 +122,13 @@ impl Lane {
         }
     }
 
-    /// Adds a frame. The caller has seen that there is room.
+    /// Adds a frame. The caller has seen that there is room, and whether this `is_heap`.
     #[inline]
-    pub(crate) fn push(&mut self, slots: &mut [Slot], key: u64, tag: u32) {
-        if self.heap {
-            rise(slots, self.held as usize, key, tag);
+    pub(crate) fn push(&mut self, slots: &mut [Slot], is_heap: bool, key: u64, tag: u32) {
+        if is_heap {
+            rise(slots, self.held, key, tag);
         } else {
-            let i = (self.head.wrapping_add(self.held)) as usize & (slots.len() - 1);
+            let i = self.head.wrapping_add(self.held) & (slots.len() - 1);
             (slots[i].key, slots[i].tag) = (key, tag);
         }
         self.held += 1;
@@ -121,26 +137,26 @@ impl Lane {
     /// The key of the frame that is due first.
     #[inline]
     pub(crate) fn first(&self, slots: &[Slot]) -> u64 {
-        if self.held == 0 || slots.is_empty() {
-            return NOTHING;
-        }
-        slots[self.head as usize & (slots.len() - 1)].key
+        if slots.is_empty() { NOTHING } else { slots[self.head & (slots.len() - 1)].key }
     }
 
-    /// Takes the frame that is due first, if that is by `limit`.
+    /// Takes the frame that is due first, if its key is at most `limit`, which is below [`NOTHING`].
     #[inline]
     pub(crate) fn pop(&mut self, slots: &mut [Slot], limit: u64) -> Option<(u64, u32)> {
-        if self.held == 0 || slots.is_empty() {
+        if slots.is_empty() {
             return None;
         }
-        let Slot { key, tag, .. } = slots[self.head as usize & (slots.len() - 1)];
+        let mask = slots.len() - 1;
+        let first = &mut slots[self.head & mask];
+        let Slot { key, tag, .. } = *first;
         if key > limit {
             return None;
         }
         self.held -= 1;
         if self.heap {
-            fill(slots, self.held as usize);
+            fill(slots, self.held);
         } else {
+            first.key = NOTHING;
             self.head = self.head.wrapping_add(1);
         }
         Some((key, tag))
@@ -253,7 +269,7 @@ mod tests {
     fn a_lane_is_a_priority_queue() {
         for slots in [1usize, 2, 4, 8, 64, 1024] {
             let mut memory = vec![Slot::EMPTY; slots];
-            let mut lane = Lane::default();
+            let mut lane = Lane::new(&mut memory);
             let mut model: BTreeSet<(u64, u32)> = BTreeSet::new();
             let mut base = 0;
             for n in 0..20_000u64 {
@@ -272,13 +288,13 @@ mod tests {
                     };
                     let key = (key << 20) | n;
                     base = base.max(model.first().map_or(0, |f| f.0 >> 20));
-                    lane.push(&mut memory, key, n as u32);
+                    lane.push(&mut memory, lane.is_heap(), key, n as u32);
                     model.insert((key, n as u32));
                 } else {
                     assert_eq!(lane.first(&memory), model.first().map_or(NOTHING, |f| f.0));
                     assert_eq!(lane.pop(&mut memory, NOTHING - 1), model.pop_first());
                 }
-                assert_eq!(lane.held() as usize, model.len());
+                assert_eq!(lane.held(), model.len());
             }
         }
     }
@@ -286,10 +302,10 @@ mod tests {
     #[test]
     fn nothing_comes_before_its_time() {
         let mut memory = [Slot::EMPTY; 4];
-        let mut lane = Lane::default();
-        lane.push(&mut memory, 80, 7);
+        let mut lane = Lane::new(&mut memory);
+        lane.push(&mut memory, false, 80, 7);
         assert_eq!(lane.pop(&mut memory, 79), None);
         assert_eq!(lane.pop(&mut memory, 80), Some((80, 7)));
-        assert_eq!(lane.pop(&mut memory, 80), None);
+        assert_eq!(lane.pop(&mut memory, NOTHING - 1), None);
     }
 }

@@ -62,8 +62,7 @@ impl Line {
     /// Whether the next frame is lost.
     #[inline]
     pub(crate) fn loses(&self, state: &mut LineState, draws: Draws) -> bool {
-        !matches!(self.loss, LossModel::Never)
-            && self.loss.loses(&mut state.loss, draws.get(Purpose::Loss))
+        self.loss.loses(&mut state.loss, draws)
     }
 
     /// When a frame whose last bit leaves at `left` arrives, on a line that only delays.

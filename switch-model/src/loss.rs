@@ -6,7 +6,10 @@
 //! distance k. (Filtering the uniform draw instead, as is customary, destroys p: what is meant to
 //! be 1 % at 25 % correlation becomes 0.000 %.)
 
-use crate::{ConfigError, Probability};
+use crate::{
+    ConfigError, Probability,
+    rng::{Draws, Purpose},
+};
 
 /// An event that happens to some frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -30,26 +33,26 @@ impl Chance {
             return Err(ConfigError::FullCorrelation);
         }
         let after_hit = Probability::from_raw(p.raw() + c.times(p.complement()).raw());
-        Ok(Chain { after_hit, after_miss: p.times(c.complement()) })
+        Ok(Chain { after: [p.times(c.complement()), after_hit] })
     }
 }
 
 /// A [`Chance`], ready: the two rows of its transition matrix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Chain {
-    after_hit: Probability,
-    after_miss: Probability,
+    /// After a miss, and after a hit.
+    after: [Probability; 2],
 }
 
 impl Chain {
     pub(crate) fn possible(&self) -> bool {
-        self.after_miss > Probability::ZERO
+        self.after[0] > Probability::ZERO
     }
 
     /// Whether it happens; bit `bit` of `memory` is whether it did the last time.
     #[inline]
     pub(crate) fn happens(&self, memory: &mut u8, bit: u8, draw: u32) -> bool {
-        let hit = if *memory & bit != 0 { self.after_hit } else { self.after_miss }.hit(draw);
+        let hit = self.after[usize::from(*memory & bit != 0)].hit(draw);
         *memory = if hit { *memory | bit } else { *memory & !bit };
         hit
     }
@@ -128,7 +131,7 @@ impl Loss {
                 }
                 let p = Probability::ratio(lost, kept * u64::from(burst.count()));
                 let r = Probability::ratio(1, u64::from(burst.count()));
-                LossModel::Chain(Chain { after_hit: r.complement(), after_miss: p })
+                LossModel::Chain(Chain { after: [p, r.complement()] })
             }
             Self::GilbertElliott { p, r, good, bad } => {
                 LossModel::GilbertElliott { p, r, good, bad }
@@ -170,11 +173,16 @@ pub(crate) enum LossModel {
 impl LossModel {
     /// Whether the next frame is lost. One draw: its halves decide the state and the loss in it.
     #[inline]
-    pub(crate) fn loses(&self, state: &mut u8, draw: u64) -> bool {
+    pub(crate) fn loses(&self, state: &mut u8, draws: Draws) -> bool {
         match self {
+            Self::Chain(chain) => {
+                let draw = draws.get32(Purpose::Loss);
+                let lost = chain.after[usize::from(*state & 1)].hit(draw);
+                *state = lost.into();
+                lost
+            }
             Self::Never => false,
-            Self::Chain(chain) => chain.happens(state, 1, (draw >> 32) as u32),
-            _ => self.loses_by_state(state, draw),
+            _ => self.loses_by_state(state, draws.get(Purpose::Loss)),
         }
     }
 

@@ -34,18 +34,26 @@ pub(crate) enum Purpose {
 }
 
 /// The draws of one frame.
-#[derive(Clone, Copy)]
+///
+/// Kept at the position that is asked for most, [`Purpose::Loss`].
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Draws(u64);
 
 impl Draws {
-    /// Those of frame `index` on the port seeded with `seed`.
-    pub(crate) const fn of(seed: u64, index: u64) -> Self {
-        Self(seed.wrapping_add(index.wrapping_mul(GAMMA.wrapping_mul(16))))
+    /// Those of the first frame on the port seeded with `seed`.
+    pub(crate) const fn first(seed: u64) -> Self {
+        Self(seed.wrapping_add(GAMMA.wrapping_mul(Purpose::Loss as u64)))
+    }
+
+    /// Those of the frame `frames` later.
+    pub(crate) const fn after(self, frames: u64) -> Self {
+        Self(self.0.wrapping_add(frames.wrapping_mul(GAMMA.wrapping_mul(16))))
     }
 
     /// 64 uniform bits.
     pub(crate) const fn get(self, purpose: Purpose) -> u64 {
-        mix(self.0.wrapping_add((purpose as u64).wrapping_mul(GAMMA)))
+        let beyond = (purpose as u64).wrapping_sub(Purpose::Loss as u64);
+        mix(self.0.wrapping_add(beyond.wrapping_mul(GAMMA)))
     }
 
     /// 32 uniform bits.
@@ -71,7 +79,7 @@ mod tests {
         for (n, &expected) in published.iter().enumerate() {
             assert_eq!(mix(1_234_567u64.wrapping_add(GAMMA.wrapping_mul(n as u64 + 1))), expected);
         }
-        assert_eq!(Draws::of(1_234_567, 0).get(Purpose::Aqm), published[0]);
-        assert_eq!(Draws::of(1_234_567, 0).get(Purpose::Loss), published[4]);
+        assert_eq!(Draws::first(1_234_567).get(Purpose::Aqm), published[0]);
+        assert_eq!(Draws::first(1_234_567).get(Purpose::Loss), published[4]);
     }
 }

@@ -151,7 +151,7 @@ where
     ///
     /// The share is judged when the frame is offered, for a frame on the slow path too.
     pub fn offer_within(&mut self, now: u64, frame: Frame, share: u64) -> Verdict {
-        let ready = match self.port.ingress::<true>(now, &frame) {
+        let ready = match self.port.ingress(now, &frame) {
             Ok(ready) => ready,
             Err(reason) => return self.port.refuse(reason, &frame),
         };
@@ -167,7 +167,7 @@ where
                 return self.port.refuse(DropReason::SharedFull, &frame);
             }
             Some(_) => false,
-            None => match self.port.admit::<true>(ready, &frame, frames, bytes, share) {
+            None => match self.port.admit(ready, &frame, frames, bytes, share) {
                 Ok(mark) => mark,
                 Err(reason) => return self.port.refuse(reason, &frame),
             },
@@ -245,7 +245,7 @@ where
         let frame = Frame { ecn, class, ..Frame::new(slot.tag, u32::from(slot.len)) };
         self.port.settle(at);
         let (frames, bytes) = self.buffered();
-        match self.port.admit::<true>(at, &frame, frames, bytes, u64::MAX) {
+        match self.port.admit(at, &frame, frames, bytes, u64::MAX) {
             Ok(mark) => {
                 self.waiting.as_mut()[usize::from(i)].key = at << FLAGS | u64::from(mark);
                 // The classes may have become fewer since.
@@ -281,7 +281,7 @@ where
             mark = true;
         }
         self.port.settle(at);
-        match self.port.transmit::<true>(joined, &frame, mark) {
+        match self.port.transmit(joined, &frame, mark) {
             Verdict::Drop(reason) => self.tell(i, at, reason as u64),
             Verdict::Deliver(fate) if fate.duplicate_at.is_some() => self.tell(i, at, DUPLICATED),
             _ => self.spare.push(self.waiting.as_mut(), i),

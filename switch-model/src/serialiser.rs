@@ -10,9 +10,6 @@ use crate::{ConfigError, Rate, Size, frame::LAST_DEPARTURE};
 /// Longest frame that the model takes, bytes.
 pub const MAX_FRAME: u32 = u16::MAX as u32;
 
-/// More bytes than any frame takes on the wire, with padding, cells, preamble and gap.
-const MAX_WIRE: u32 = 1 << 18;
-
 /// What the wire adds to a frame.
 ///
 /// `Framing::default()` adds nothing; [`ETHERNET`](Self::ETHERNET) is for lengths without the check
@@ -64,12 +61,19 @@ pub(crate) struct Instant {
     pub(crate) rem: u32,
 }
 
+impl Instant {
+    /// In whole ns, rounded up.
+    pub(crate) fn whole(self) -> u64 {
+        self.ns + u64::from(self.rem > 0)
+    }
+}
+
 /// A rate as a fraction, ns per byte.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pace {
     num: u64,
     den: u32,
-    /// Above 2^64 / den, for division by multiplication; 0 where that would not be exact.
+    /// The next above 2^64 / den, for division by multiplication.
     inverse: u64,
 }
 
@@ -78,7 +82,7 @@ impl Pace {
     pub(crate) const fn new(rate: Option<Rate>) -> Result<Self, ConfigError> {
         const BYTE: u64 = 8_000_000_000;
         let Some(rate) = rate else {
-            return Ok(Self { num: 0, den: 1000, inverse: u64::MAX / 1000 + 1 });
+            return Ok(Self { num: 0, den: 1000, inverse: inverse(1000) });
         };
         let rate = rate.as_bits();
         if rate == 0 {
@@ -100,12 +104,7 @@ impl Pace {
         }
         let scale = if den * (1000 / a) <= u32::MAX as u64 { 1000 / a } else { 1 };
         let (num, den) = (num * scale, den * scale);
-        // With m = floor(2^64 / den) + 1 the product x m exceeds 2^64 x / den by less than x den /
-        // 2^64, so its upper half is the quotient as long as x den stays below 2^64.
-        let largest = num as u128 * MAX_WIRE as u128 + den as u128;
-        let exact = den > 1 && largest * (den as u128) < 1 << 64;
-        let inverse = if exact { u64::MAX / den + 1 } else { 0 };
-        Ok(Self { num, den: den as u32, inverse })
+        Ok(Self { num, den: den as u32, inverse: inverse(den) })
     }
 
     /// `bytes` after `from`. At most 2^18 bytes, and `num` is below 2^43: no overflow before LAST_DEPARTURE.
@@ -113,11 +112,12 @@ impl Pace {
     pub(crate) fn after(self, from: Instant, bytes: u32) -> Instant {
         let num = u64::from(bytes) * self.num + u64::from(from.rem);
         let den = u64::from(self.den);
-        let ns = match self.inverse {
-            0 => num / den,
-            inverse => ((u128::from(num) * u128::from(inverse)) >> 64) as u64,
-        };
-        Instant { ns: (from.ns + ns).min(LAST_DEPARTURE), rem: (num - ns * den) as u32 }
+        // The inverse is too large by less than 1, so the product is too large by less than
+        // num / 2^64 < 1: the quotient is right, or in rare cases one too large.
+        let ns = ((u128::from(num) * u128::from(self.inverse)) >> 64) as u64;
+        let (rem, above) = num.overflowing_sub(ns * den);
+        let (ns, rem) = if above { one_less(ns, rem, den) } else { (ns, rem) };
+        Instant { ns: (from.ns + ns).min(LAST_DEPARTURE), rem: rem as u32 }
     }
 
     /// The later of `free` and the whole nanosecond `ready`.
@@ -161,15 +161,31 @@ impl Pace {
     }
 }
 
+/// The next number above 2^64 / `den`, or that itself, for a `den` from 2 on.
+const fn inverse(den: u64) -> u64 {
+    u64::MAX / den + 1
+}
+
+/// Corrects a quotient that is one too large.
+#[cold]
+#[inline(never)]
+const fn one_less(quotient: u64, rem: u64, den: u64) -> (u64, u64) {
+    (quotient - 1, rem.wrapping_add(den))
+}
+
 /// [`Framing`], checked and ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Wire {
     overhead: u32,
     min_frame: u32,
-    preamble: u32,
+    /// Preamble and gap.
+    around: u32,
     pub(crate) gap: u32,
     cell_payload: u32,
     cell_size: u32,
+    /// All that is added to a frame that is not cut into cells, and the least that it takes.
+    added: u32,
+    least: u32,
 }
 
 impl Wire {
@@ -178,13 +194,20 @@ impl Wire {
             Ok(bytes) if bytes <= 16_384 => Ok(bytes),
             _ => Err(ConfigError::TooLarge(name)),
         };
+        let overhead = small(framing.overhead, "overhead")?;
+        let min_frame = small(framing.min_frame, "min_frame")?;
+        let preamble = small(framing.preamble, "preamble")?;
+        let gap = small(framing.gap, "gap")?;
+        let around = preamble + gap;
         let wire = Self {
-            overhead: small(framing.overhead, "overhead")?,
-            min_frame: small(framing.min_frame, "min_frame")?,
-            preamble: small(framing.preamble, "preamble")?,
-            gap: small(framing.gap, "gap")?,
+            overhead,
+            min_frame,
+            around,
+            gap,
             cell_payload: small(framing.cell_payload, "cell_payload")?,
             cell_size: small(framing.cell_size, "cell_size")?,
+            added: overhead + around,
+            least: min_frame + around,
         };
         if wire.cell_size < wire.cell_payload {
             return Err(ConfigError::Inverted("cell_payload and cell_size"));
@@ -203,17 +226,17 @@ impl Wire {
     /// Bytes that a frame of `len` occupies the wire for, the gap after it included.
     #[inline]
     pub(crate) fn bytes(&self, len: u32) -> u32 {
-        self.bytes_of::<true>(len)
+        if !self.cells() {
+            return self.bytes_uncut(len);
+        }
+        let bytes = (len + self.overhead).max(self.min_frame);
+        bytes.div_ceil(self.cell_payload) * self.cell_size + self.around
     }
 
-    /// The same; `CELLS` may be false if [`cells`](Self::cells) is.
+    /// The same where frames are not cut into [`cells`](Self::cells).
     #[inline]
-    pub(crate) fn bytes_of<const CELLS: bool>(&self, len: u32) -> u32 {
-        let mut bytes = (len + self.overhead).max(self.min_frame);
-        if CELLS && self.cell_payload > 0 {
-            bytes = bytes.div_ceil(self.cell_payload) * self.cell_size;
-        }
-        bytes + self.preamble + self.gap
+    pub(crate) fn bytes_uncut(&self, len: u32) -> u32 {
+        (len + self.added).max(self.least)
     }
 }
 
@@ -224,21 +247,36 @@ mod tests {
     /// Division by multiplication must agree with division for every numerator that can occur.
     #[test]
     fn the_inverse_is_exact() {
-        for rate in [1_000, 7_777_000, 100_000_000, 2_500_000_000, 10_000_000_000, 400_000_000_000]
+        let mut corrected = 0;
+        for rate in
+            [1, 1_000, 7_777_000, 999_999_937, 2_500_000_000, 400_000_000_000, 4_294_967_291]
         {
-            let fast = pace(Rate::bits(rate));
-            let slow = Pace { inverse: 0, ..fast };
+            let pace = pace(Rate::bits(rate));
+            let den = u64::from(pace.den);
+            let check = |bytes: u32, rem: u32| {
+                let num = u64::from(bytes) * pace.num + u64::from(rem);
+                let at = pace.after(Instant { ns: 0, rem }, bytes);
+                assert_eq!(
+                    (at.ns, u64::from(at.rem)),
+                    (num / den, num % den),
+                    "{rate} {bytes} {rem}"
+                );
+                u32::from((u128::from(num) * u128::from(pace.inverse)) >> 64 != (num / den).into())
+            };
             for n in 0..200_000u64 {
                 let bytes = (crate::rng::mix(n) % u64::from(MAX_WIRE)) as u32;
-                let rem = (crate::rng::mix(!n) % u64::from(fast.den)) as u32;
-                let from = Instant { ns: 0, rem };
-                assert_eq!(fast.after(from, bytes), slow.after(from, bytes));
+                corrected += check(bytes, (crate::rng::mix(!n) % den) as u32);
+                // The remainder that makes the quotient's fraction as large as it can be.
+                let rest = u64::from(bytes) * pace.num % den;
+                corrected += check(bytes, (den - 1 - rest) as u32);
             }
-            let last = Instant { ns: 0, rem: fast.den - 1 };
-            assert_eq!(fast.after(last, MAX_WIRE), slow.after(last, MAX_WIRE));
+            corrected += check(MAX_WIRE, pace.den - 1);
         }
-        assert!(pace(Rate::gbit(10)).inverse > 0 && pace(Rate::bits(999_999_937)).inverse == 0);
+        assert!(corrected > 0, "no case needed the correction");
     }
+
+    /// More bytes than any frame takes on the wire, with padding, cells, preamble and gap.
+    const MAX_WIRE: u32 = 1 << 18;
 
     const ZERO: Instant = Instant { ns: 0, rem: 0 };
 

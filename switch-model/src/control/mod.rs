@@ -159,7 +159,7 @@ where
     fn follow(&mut self, at: u64) -> Done {
         let LagSpec { delay, spread, service } = self.spec.lag;
         self.lag_free = self.lag_free.max(at).saturating_add(service.as_ns()).min(MAX_TIME);
-        let draw = Draws::of(self.seed, self.operations).get(Purpose::Jitter);
+        let draw = Draws::first(self.seed).after(self.operations).get(Purpose::Jitter);
         self.operations += 1;
         let random = sample::uniform(0, spread.as_ns() as i64, draw) as u64;
         let mut live_at = self.lag_free.saturating_add(delay.as_ns() + random).min(MAX_TIME);
