@@ -15,7 +15,7 @@ use switch_model::{Counters, DropReason, PortSpec};
 use tdf_xen::xenstore::{Client, Error, Link, Tx};
 
 use super::backend::VifName;
-use super::fabric::{Direction, Fabric, PortCounters};
+use super::fabric::{Direction, Fabric, Ledger, PortCounters};
 
 /// Where everything is.
 const HOME: &str = "data/switch";
@@ -53,6 +53,8 @@ fn versioned(text: &str) -> Option<(u32, &str)> {
 pub struct DeviceCounters {
     /// Rules that its peer has broken, and copies that Xen refused.
     pub faults: u64,
+    /// Frames of its that are none, and were sent back.
+    pub refused: u64,
     /// Events that were sent to it.
     pub notifies_sent: u64,
     /// Events that came from it.
@@ -84,6 +86,8 @@ pub struct SwitchCounters {
     pub grants: u32,
     /// Bytes that are free for everything else.
     pub heap_free: u64,
+    /// What became of all frames.
+    pub ledger: Ledger,
 }
 
 /// The ports' names of drop reasons, in the order of [`DropReason::ALL`].
@@ -166,6 +170,9 @@ fn port_text(
         ("no_host", port.no_host),
         ("no_memory", port.no_memory),
         ("host_full", port.host_full),
+        ("failed", port.failed),
+        ("gone", port.gone),
+        ("refused", device.refused),
     ];
     let both = model_drops(&egress).into_iter().zip(model_drops(&ingress));
     drops.extend(both.map(|((name, a), (_, b))| (name, a + b)));

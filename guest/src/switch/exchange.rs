@@ -30,7 +30,7 @@ use super::backend::{Attach, Front};
 use super::capture::Capture;
 use super::control::DeviceCounters;
 use super::ether::HEADER;
-use super::fabric::{self, Fabric, PORTS_MAX};
+use super::fabric::{self, Fabric, Ledger, PORTS_MAX};
 use super::frontend::{Lend, Offer};
 use super::pool::{CHUNK, FrameId, FrameInfo, Pool};
 use crate::machine::{Cpu, Machine};
@@ -272,8 +272,17 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
 
     /// What the interface at `port` has seen.
     pub fn device_counters(&self, port: usize) -> DeviceCounters {
-        let device = self.devices.get(port).and_then(Option::as_ref);
-        device.map_or_else(DeviceCounters::default, |device| device.counters)
+        let Some(Some(device)) = self.devices.get(port) else { return DeviceCounters::default() };
+        let refused = match &device.end {
+            End::Back { netback, .. } => netback.refusals(),
+            End::Front(lent) => lent.netfront.counters().refused.iter().sum(),
+        };
+        DeviceCounters { refused, ..device.counters }
+    }
+
+    /// What became of all frames.
+    pub fn ledger(&self) -> Ledger {
+        self.fabric.ledger(self.late.len())
     }
 
     /// Pages that are lent.
@@ -397,9 +406,7 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                 let len = if head { HEADER as u16 } else { chain.total() };
                 let pool = self.fabric.pool_mut();
                 let Some(frame) = pool.take(len.into(), info) else {
-                    if let Some(counters) = self.fabric.counters_mut(port) {
-                        counters.no_memory += 1;
-                    }
+                    self.fabric.missed(port, chain.total(), |counters| &mut counters.no_memory);
                     let _ = netback.settle_tx(chain, Status::DROPPED);
                     continue;
                 };
@@ -577,6 +584,9 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                 true => Given::Whole { csum_blank, data_validated: csum_blank || validated },
                 false => Given::Failed,
             };
+            if !whole {
+                self.fabric.not_given(usize::from(to), requests.total().into());
+            }
             self.answered |= 1 << from | 1 << to;
             if let Some(Some(Device { end: End::Back { netback, .. }, .. })) =
                 self.devices.get_mut(usize::from(to))
@@ -591,6 +601,10 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
         for Late { port, frame, end, chain } in self.late.drain(..) {
             let copied = went_well(&self.copies, &mut start, end);
             let whole = copied || chain.is_none();
+            if !whole {
+                let len = self.fabric.pool().len(frame) as u16;
+                self.fabric.missed(usize::from(port), len, |counters| &mut counters.failed);
+            }
             if let Some(chain) = chain {
                 if let Some(Some(device)) = self.devices.get_mut(usize::from(port)) {
                     self.answered |= 1 << port;
@@ -612,6 +626,10 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
     fn finish_outgoing(&mut self, mut start: usize) -> usize {
         for Outgoing { port, frame, end, pages } in self.outgoing.drain(..) {
             let whole = went_well(&self.copies, &mut start, end);
+            if !whole {
+                let len = self.fabric.pool().len(frame);
+                self.fabric.not_given(usize::from(port), len);
+            }
             let pool = self.fabric.pool_mut();
             let FrameInfo { csum_blank, validated, .. } = pool.info(frame);
             pool.release(frame);
@@ -655,9 +673,8 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                     self.late.push(Late { port, end: 0, frame, chain: Some(chain) });
                     continue;
                 }
-                if let Some(counters) = self.fabric.counters_mut(at) {
-                    counters.no_memory += 1;
-                }
+                let len = requests.total();
+                self.fabric.missed(at, len, |counters| &mut counters.no_memory);
                 if let Some(Some(Device { end: End::Back { netback, .. }, .. })) =
                     self.devices.get_mut(at)
                 {
@@ -665,6 +682,9 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                 }
                 self.free.push(chain);
                 continue;
+            }
+            if !whole {
+                self.fabric.missed(at, requests.total(), |counters| &mut counters.failed);
             }
             if let Some(Some(device)) = self.devices.get_mut(at) {
                 device.sent(requests, whole);
@@ -1050,8 +1070,8 @@ fn receive(
             fabric.pool_mut().for_each_chunk(frame, |bytes| {
                 at += netfront.copy(&received, at, bytes);
             });
-        } else if let Some(counters) = fabric.counters_mut(port) {
-            counters.no_memory += 1;
+        } else {
+            fabric.missed(port, received.total(), |counters| &mut counters.no_memory);
         }
         netfront.recycle(received);
         if let Some(frame) = frame {
@@ -1083,7 +1103,8 @@ mod tests {
     use std::collections::{BTreeMap, BTreeSet, VecDeque};
     use switch_model::{PortSpec, Span};
     use tdf_xen::abi::{
-        EVTCHNOP_SEND, GNTTABOP_COPY, NR_EVENT_CHANNEL_OP, NR_GRANT_TABLE_OP, Vcpu,
+        EVTCHNOP_CLOSE, EVTCHNOP_SEND, GNTTABOP_COPY, GNTTABOP_UNMAP_GRANT_REF,
+        NR_EVENT_CHANNEL_OP, NR_GRANT_TABLE_OP, Vcpu,
     };
     use tdf_xen::fake::{Config, FakeXen};
     use tdf_xen::netif::{
@@ -1163,6 +1184,9 @@ mod tests {
                     *self.notified.borrow_mut().entry(port).or_default() += 1;
                     0
                 }
+                // Nothing is really bound or mapped.
+                (NR_EVENT_CHANNEL_OP, EVTCHNOP_CLOSE)
+                | (NR_GRANT_TABLE_OP, GNTTABOP_UNMAP_GRANT_REF) => 0,
                 // SAFETY: the caller's promise.
                 _ => unsafe { self.xen.call(number, args) },
             }
@@ -1333,6 +1357,17 @@ mod tests {
             }
             frames
         }
+
+        /// How many whole frames it has received.
+        fn count(&mut self) -> u64 {
+            let mut frames = 0;
+            while let Some(words) = self.rx.pop().unwrap() {
+                let RxResponse { flags, status, .. } = words.into();
+                self.asked.pop_front().unwrap();
+                frames += u64::from(status > 0 && flags & rx_flags::MORE_DATA == 0);
+            }
+            frames
+        }
     }
 
     fn address(n: usize) -> [u8; 6] {
@@ -1476,6 +1511,134 @@ mod tests {
             }
             prop_assert_eq!(exchange.fabric.pool().available(), exchange.fabric.pool().total());
             prop_assert_eq!(exchange.free.len(), usize::from(CHAINS));
+        }
+    }
+
+    /// What a step of the next test does, to the host or at the port of that number.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Send {
+            from: usize,
+            to: usize,
+            len: usize,
+        },
+        /// The same with a page that is not there.
+        Fail {
+            from: usize,
+            to: usize,
+            len: usize,
+        },
+        /// Makes room for so many pages, which are not there, or are.
+        Offer {
+            port: usize,
+            count: u64,
+            fails: bool,
+        },
+        Set {
+            port: usize,
+            direction: Direction,
+            spec: usize,
+        },
+        Replug(usize),
+        Wait(u64),
+    }
+
+    /// Descriptions under which something happens to frames.
+    const SPECS: [&str; 6] = [
+        "{}",
+        r#"{"loss":"30 %","duplicate":"40 %","delay":"30 us"}"#,
+        r#"{"rate":"10 Mbit/s","queue":"2 frames"}"#,
+        r#"{"corrupt":"50 %","duplicate":"50 %","delay":"5 us"}"#,
+        r#"{"scheduler":{"kind":"strict","classes":2},"rate":"10 Mbit/s","duplicate":"50 %","delay":"200 us"}"#,
+        r#"{"codel":{"target":"10 us","interval":"50 us"},"rate":"10 Mbit/s","duplicate":"20 %"}"#,
+    ];
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let len = || prop_oneof![18usize..300, 1900usize..9014];
+        let frame = move || (0usize..3, 0usize..5, len());
+        let step = prop_oneof![
+            12 => frame().prop_map(|(from, to, len)| Step::Send { from, to, len }),
+            2 => frame().prop_map(|(from, to, len)| Step::Fail { from, to, len }),
+            3 => (0usize..3, 1u64..20, any::<bool>())
+                .prop_map(|(port, count, fails)| Step::Offer { port, count, fails }),
+            2 => (0usize..3, any::<bool>(), 0..SPECS.len()).prop_map(|(port, ingress, spec)| {
+                let direction = if ingress { Direction::Ingress } else { Direction::Egress };
+                Step::Set { port, direction, spec }
+            }),
+            1 => (0usize..3).prop_map(Step::Replug),
+            3 => (0u64..400_000).prop_map(Step::Wait),
+        ];
+        proptest::collection::vec(step, 1..150)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// However they end, frames are counted once for each receiver: those that hosts have sent are those
+        /// that hosts have received, that were dropped for a reason, or that went with a host. At every
+        /// moment the rest lies in the pool.
+        #[test]
+        fn no_frame_is_lost_without_being_counted(steps in steps(), pages in 10usize..200) {
+            let world = world(pages);
+            let machine = machine(&world);
+            let mut exchange = exchange(&machine, 3);
+            let mut hosts: Vec<Host> = (0..3).map(|port| Host::new(&mut exchange, port, 20)).collect();
+            let (mut now, mut sent, mut received) = (exchange.now(), 0, 0);
+            let mut next_page = 100;
+            for step in steps {
+                match step {
+                    Step::Send { from, to, len } | Step::Fail { from, to, len } => {
+                        let target = if to >= 3 { [0xff; 6] } else { address(to) };
+                        hosts[from].answers();
+                        let id = u64::from(hosts[from].sent % 256);
+                        hosts[from].send(&frame(target, from, len, sent), 4000, 0);
+                        if matches!(step, Step::Fail { .. }) {
+                            world.granted.borrow_mut().remove(&(hosts[from].dom, 100 + id));
+                        }
+                        sent += 1;
+                        exchange.event(hosts[from].event());
+                    }
+                    Step::Offer { port, count, fails } => {
+                        received += hosts[port].count();
+                        let room = (250 - hosts[port].asked.len() as u64).min(count);
+                        hosts[port].offer(next_page..next_page + room);
+                        if fails && room > 0 {
+                            let page = (hosts[port].dom, RX + next_page);
+                            world.granted.borrow_mut().remove(&page);
+                        }
+                        next_page += room;
+                        exchange.event(hosts[port].event());
+                    }
+                    Step::Set { port, direction, spec } => {
+                        let spec = serde_json::from_str(SPECS[spec]).unwrap();
+                        exchange.fabric.configure(now, port, direction, spec).unwrap();
+                    }
+                    Step::Replug(port) => {
+                        // All that it has sent is taken first.
+                        while exchange.round(now) {}
+                        exchange.disconnect(port);
+                        received += hosts[port].count();
+                        hosts[port] = Host::new(&mut exchange, port, 20);
+                    }
+                    Step::Wait(ns) => now += ns,
+                }
+                exchange.round(now);
+                let ledger = exchange.ledger();
+                prop_assert!(ledger.balances(), "{:?}", ledger);
+            }
+            for _ in 0..200 {
+                while exchange.round(now) {}
+                now += 1_000_000;
+            }
+            for (port, host) in hosts.iter_mut().enumerate() {
+                exchange.disconnect(port);
+                received += host.count();
+            }
+            let ledger = exchange.ledger();
+            prop_assert!(ledger.balances(), "{:?}", ledger);
+            prop_assert_eq!((ledger.arrived, ledger.delivered), (sent.into(), received));
+            prop_assert_eq!(ledger.held, 0);
+            prop_assert_eq!(exchange.fabric.pool().available(), exchange.fabric.pool().total());
         }
     }
 

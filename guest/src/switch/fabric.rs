@@ -9,6 +9,7 @@
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
 
+use serde::Serialize;
 use switch_model::{Delivery, Event, PortSpec};
 
 use super::capture::Capture;
@@ -52,6 +53,46 @@ pub struct PortCounters {
     pub no_memory: u64,
     /// To the host, which gave no room for them.
     pub host_full: u64,
+    /// Either way, because Xen would not copy them.
+    pub failed: u64,
+    /// Either way, with the host when it went.
+    pub gone: u64,
+}
+
+/// What became of all frames, of all hosts that were ever there.
+///
+/// Each receiver of a frame counts: what `arrived` or was `copied` was `delivered` or `dropped`, went
+/// with a host that is `gone`, or is `held`. The last is counted in the memory for frames, not worked out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Ledger {
+    /// From hosts.
+    pub arrived: u64,
+    /// Made here, by flooding and by the models.
+    pub copied: u64,
+    /// To hosts.
+    pub delivered: u64,
+    /// Ended here, for whatever reason a port counts.
+    pub dropped: u64,
+    /// Ended with their host.
+    pub gone: u64,
+    /// On their way.
+    pub held: u64,
+}
+
+impl Ledger {
+    fn add(&mut self, port: &PortCounters) {
+        let PortCounters { runt, filtered, no_host, no_memory, host_full, failed, .. } = *port;
+        self.arrived += port.rx_frames;
+        self.delivered += port.tx_frames;
+        self.dropped += runt + filtered + no_host + no_memory + host_full + failed;
+        self.gone += port.gone;
+    }
+
+    /// Whether every frame is accounted for.
+    #[cfg(test)]
+    pub fn balances(&self) -> bool {
+        self.arrived + self.copied == self.delivered + self.dropped + self.gone + self.held
+    }
 }
 
 /// A port.
@@ -81,6 +122,9 @@ pub struct Fabric {
     /// Ports with a model.
     modelled: u64,
     capture: Option<Capture>,
+    /// What the models did to frames, how many more flooding made of them, and what was counted at ports
+    /// for hosts that are not there any more.
+    book: Ledger,
 }
 
 /// The lowest bit of `bits`, which is removed.
@@ -112,6 +156,7 @@ impl Fabric {
             ready: 0,
             modelled: 0,
             capture: None,
+            book: Ledger::default(),
         }
     }
 
@@ -154,15 +199,10 @@ impl Fabric {
         self.ports.get(port).map(|port| &port.counters)
     }
 
-    /// The same, to count what others see.
-    pub fn counters_mut(&mut self, port: usize) -> Option<&mut PortCounters> {
-        self.ports.get_mut(port).map(|port| &mut port.counters)
-    }
-
     /// A host is there from now on, and its port starts anew, with the settings that it has.
     pub fn attach(&mut self, port: usize) {
         if let Some(this) = self.ports.get_mut(port) {
-            this.counters = PortCounters::default();
+            self.book.add(&core::mem::take(&mut this.counters));
             self.attached |= 1 << port;
         }
     }
@@ -175,11 +215,25 @@ impl Fabric {
         self.ingress &= bit;
         self.egress &= bit;
         self.ready &= bit;
-        let pool = &mut self.pool;
+        let (pool, book, gone) = (&mut self.pool, &mut self.book, &mut this.counters.gone);
+        *gone += this.out.len() as u64;
         this.out.drain(..).for_each(|frame| pool.release(frame));
         for link in [&mut this.ingress, &mut this.egress] {
             let spec = *link.spec();
-            link.clear(|frame| pool.release(frame));
+            link.clear(|event| match event {
+                Event::Deliver(delivery) => {
+                    *gone += 1;
+                    pool.release(FrameId(delivery.tag));
+                }
+                Event::Drop { tag, .. } => {
+                    book.dropped += 1;
+                    pool.release(FrameId(tag));
+                }
+                Event::Duplicated { tag } => {
+                    book.copied += 1;
+                    pool.info_mut(FrameId(tag)).refs += 1;
+                }
+            });
             // The memory that it needs has just been given back.
             let _ = link.configure(0, spec, self.room);
         }
@@ -237,10 +291,10 @@ impl Fabric {
             Offered::Through => self.forward(now, port, frame),
             Offered::Held => self.ingress |= 1 << port,
             Offered::Twice => {
-                self.pool.info_mut(frame).refs += 1;
+                self.duplicate(frame);
                 self.ingress |= 1 << port;
             }
-            Offered::Dropped(_) => self.pool.release(frame),
+            Offered::Dropped(_) => self.drop(frame),
         }
     }
 
@@ -324,14 +378,26 @@ impl Fabric {
             }
             Event::Deliver(delivery) => self.altered(port, delivery),
             Event::Drop { tag, .. } => {
-                self.pool.release(FrameId(tag));
+                self.drop(FrameId(tag));
                 None
             }
             Event::Duplicated { tag } => {
-                self.pool.info_mut(FrameId(tag)).refs += 1;
+                self.duplicate(FrameId(tag));
                 None
             }
         }
+    }
+
+    /// A model has dropped the frame.
+    fn drop(&mut self, frame: FrameId) {
+        self.book.dropped += 1;
+        self.pool.release(frame);
+    }
+
+    /// A model delivers the frame once more.
+    fn duplicate(&mut self, frame: FrameId) {
+        self.book.copied += 1;
+        self.pool.info_mut(frame).refs += 1;
     }
 
     /// The frame with its mark, or with its flipped bit.
@@ -397,7 +463,10 @@ impl Fabric {
             counters.no_host += 1;
             return self.pool.release(frame);
         }
-        self.pool.info_mut(frame).refs = others.count_ones() as u16;
+        // A copy of it may be on its way as well.
+        let further = others.count_ones() - 1;
+        self.book.copied += u64::from(further);
+        self.pool.info_mut(frame).refs += further as u16;
         let mut bits = others;
         while let Some(port) = next(&mut bits) {
             self.leave_by(at, port, frame, true);
@@ -417,10 +486,10 @@ impl Fabric {
             Offered::Through => self.give(at, port, frame),
             Offered::Held => self.egress |= 1 << port,
             Offered::Twice => {
-                self.pool.info_mut(frame).refs += 1;
+                self.duplicate(frame);
                 self.egress |= 1 << port;
             }
-            Offered::Dropped(_) => self.pool.release(frame),
+            Offered::Dropped(_) => self.drop(frame),
         }
     }
 
@@ -437,6 +506,41 @@ impl Fabric {
         }
         this.out.push_back(frame);
         self.ready |= 1 << port;
+    }
+
+    /// What became of all frames, of which `early` are in the pool and have not arrived yet.
+    pub fn ledger(&self, early: usize) -> Ledger {
+        let mut ledger = self.book;
+        for port in &self.ports {
+            ledger.add(&port.counters);
+        }
+        ledger.held = self.pool.refs() - early as u64;
+        ledger
+    }
+
+    /// A frame of `len` bytes from the host of `port` ends before it is here.
+    #[cold]
+    pub fn missed(
+        &mut self,
+        port: usize,
+        len: u16,
+        why: impl FnOnce(&mut PortCounters) -> &mut u64,
+    ) {
+        if let Some(this) = self.ports.get_mut(port) {
+            this.counters.rx_frames += 1;
+            this.counters.rx_bytes += u64::from(len);
+            *why(&mut this.counters) += 1;
+        }
+    }
+
+    /// A frame of `len` bytes that was taken for the host of `port` could not be copied to it.
+    #[cold]
+    pub fn not_given(&mut self, port: usize, len: u32) {
+        if let Some(this) = self.ports.get_mut(port) {
+            this.counters.tx_frames -= 1;
+            this.counters.tx_bytes -= u64::from(len);
+            this.counters.failed += 1;
+        }
     }
 
     /// Ports with frames for their hosts, a bit each.

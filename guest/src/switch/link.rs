@@ -86,6 +86,8 @@ pub struct Link {
     classes: bool,
     passed: u64,
     passed_bytes: u64,
+    /// What a model has done that is not there any more.
+    past: Counters,
 }
 
 impl Link {
@@ -99,6 +101,7 @@ impl Link {
             classes: false,
             passed: 0,
             passed_bytes: 0,
+            past: Counters::default(),
         }
     }
 
@@ -171,7 +174,10 @@ impl Link {
                     match old.next_deadline() {
                         Some(at) if at <= next => return old.pop_due(now).map(Event::Deliver),
                         Some(_) => {}
-                        None => *before = None,
+                        None => {
+                            self.past = old.counters();
+                            *before = None;
+                        }
                     }
                 }
                 port.pop_due(now)
@@ -224,15 +230,10 @@ impl Link {
         Ok(Box::new(Classes::new(config, self.seed, slots(room)?, waiting)?))
     }
 
-    /// Ends it: every frame that was on its way is given to `each`, once for each time that it would
-    /// have arrived.
-    pub fn clear(&mut self, mut each: impl FnMut(FrameId)) {
+    /// Ends it: `each` is told all that would have happened to the frames that were on their way.
+    pub fn clear(&mut self, mut each: impl FnMut(Event)) {
         while let Some(event) = self.pop_due(u64::MAX) {
-            match event {
-                Event::Deliver(delivery) => each(FrameId(delivery.tag)),
-                Event::Drop { tag, .. } => each(FrameId(tag)),
-                Event::Duplicated { .. } => {}
-            }
+            each(event);
         }
         *self = Self::ideal(self.seed);
     }
@@ -254,7 +255,7 @@ impl Link {
             delivered: self.passed,
             ..Counters::default()
         };
-        [Some(ideal), before].into_iter().flatten().fold(model, sum)
+        [Some(ideal), Some(self.past), before].into_iter().flatten().fold(model, sum)
     }
 }
 

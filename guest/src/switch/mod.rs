@@ -355,6 +355,7 @@ impl<'a, X: Hypercall + Cpu, L: Link> Switch<'a, X, L> {
             pool_total: pool.total(),
             grants: exchange.grants(),
             heap_free: heap_free() as u64,
+            ledger: exchange.ledger(),
         };
         let device = |port| exchange.device_counters(port);
         Ok(control.answer(store, &exchange.fabric, device, switch)?)

@@ -153,6 +153,11 @@ impl Pool {
         self.small
     }
 
+    /// How often frames have yet to be sent, all together. It looks at every chunk.
+    pub fn refs(&self) -> u64 {
+        self.chunks.iter().map(|chunk| u64::from(chunk.info.refs)).sum()
+    }
+
     /// Room for a frame of `len` bytes, which is not 0; `None` if there is not enough.
     #[inline]
     pub fn take(&mut self, len: u32, info: FrameInfo) -> Option<FrameId> {

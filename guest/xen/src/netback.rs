@@ -120,6 +120,11 @@ impl<M: Memory> Netback<M> {
         self.refused[why as usize]
     }
 
+    /// Frames of the frontend that were refused, for whatever reason.
+    pub fn refusals(&self) -> u64 {
+        self.refused.iter().sum()
+    }
+
     /// Requests to send that were taken and have no answer.
     pub fn owed_tx(&self) -> u32 {
         self.tx.unanswered()
