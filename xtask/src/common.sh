@@ -4,10 +4,10 @@ failures=0
 guest=/usr/share/xen-tdf/guest
 cd /tmp || exit 1
 
-check() { # DESCRIPTION CONDITION…
+check() { # DESCRIPTION CONDITION…: what fails stands in the log of events as well
     what=$1
     shift
-    if "$@"; then echo "ok      $what"; else echo "FAILED  $what"; failures=$((failures + 1)); fi
+    if "$@"; then echo "ok      $what"; else echo "FAILED  $what" | tee /dev/hvc0; failures=$((failures + 1)); fi
 }
 config() { # NAME LINE…: an ordinary xl configuration with more lines
     name=$1

@@ -8,11 +8,6 @@
 assets=/usr/share/xen-tdf
 times=${TDF_CALLS:-100}
 
-check() { # as ever, and to the log of events
-    what=$1
-    shift
-    if "$@"; then echo "ok      $what"; else echo "FAILED  $what" | tee /dev/hvc0; failures=$((failures + 1)); fi
-}
 stage() { # to the log of events as well
     echo "--      $(cut -d' ' -f1 /proc/uptime) s: $*" | tee /dev/hvc0
 }
@@ -56,6 +51,29 @@ ask() { # NAME COMMAND
     end "$1" "$job"
 }
 job=0
+
+# What h1 and h2 and the switch have counted.
+answered() { # every request of h1's kernel, which counts replies that its ping may miss
+    ask h1 'usleep 500000; grep ^IcmpMsg: /proc/net/snmp' || return 1
+    awk '/^IcmpMsg:/ && !names { names = split($0, name); next }
+         /^IcmpMsg:/ { for (n = 2; n <= names; n++) count[name[n]] = $n }
+         END { print "        " count["OutType8"] + 0 " requests, " count["InType0"] + 0 " replies"
+               exit count["OutType8"] < 20 || count["OutType8"] != count["InType0"] }' out
+}
+same_at_port() { # NAME NUMBER: of the port, from 1 on; no frame between them is missing
+    ask "$1" 'grep eth0: /proc/net/dev' || return 1
+    at_host=$(awk '/eth0:/ { print $11, $3 }' out)
+    at_port=$(tdf port show switch0 --json | tr -d '\n ' | grep -o '"[rt]x_frames":[0-9]*' |
+        awk -F: -v port="$2" 'NR == 2 * port - 1 { rx = $2 } NR == 2 * port { print rx, $2 }')
+    [ "$at_host" = "$at_port" ]
+}
+balanced() { # each frame has one end for each of its receivers, or is held
+    tr -d '\n "' <json | sed 's/.*ledger:{\([^}]*\)}.*/\1/' | tr , '\n' >ledger
+    echo "        $(tr '\n' ' ' <ledger)"
+    awk -F: '{ count[$1] = $2 }
+        END { exit count["arrived"] == 0 || count["arrived"] + count["copied"] != \
+                count["delivered"] + count["dropped"] + count["gone"] + count["held"] }' ledger
+}
 
 # What the switch, Xen and xenstore hold.
 backend() { echo "/local/domain/$switch/backend/vif/$(xl domid "$1")/0"; }
@@ -181,24 +199,25 @@ while [ "$did" -lt "$times" ] && again_at_bridge; do did=$((did + 1)); done
 check "$did times" [ "$did" -eq "$times" ]
 
 stage 'what the others had of all that'
-ask h1 'rm /tmp/go; kill -INT $(cat /tmp/ping)'
+# busybox's ping has room for three replies. Xen makes domains on the processor that the hosts need, so that
+# more may come at once: those it misses, and its socket counts them, but they were not lost on the way.
+ask h1 'rm /tmp/go; cat /proc/net/raw; kill -INT $(cat /tmp/ping)'
+missed=$(awk '/:0001 / { sum += $NF } END { print sum + 0 }' out)
 check 'ping ends' end h1 "$ping"
 grep 'transmitted\|round-trip' out
-# The last request may be on its way when ping is told to end.
-check 'no ping of theirs was lost' awk '
-    { line = $0 }
-    /seq=/ { sub(".*seq=", ""); if ($1 + 0 != next_seq) { bad = 1; print "        not " next_seq ":"
-             print last; print line } next_seq = $1 + 1 }
-    { last = line }
-    END { exit bad || next_seq < 20 }' out
+echo "        $missed replies had no room in the socket of ping"
+check 'no ping of theirs was lost' answered
 check 'TCP ends' end h1 "$flow"
 sent=$(grep -c ' sender' out)
 check 'TCP flowed all the time' [ "$sent" -ge 3 ]
-# Xen makes domains on the processor that the others need, so that TCP may take a frame for lost that is late.
+# For the same reason TCP may take a frame for lost that is late.
 echo "        $(grep ' sender' out | awk '{ sum += $(NF - 1) } END { print sum + 0 }') segments sent again"
+check 'the first has sent and received what its port has' await same_at_port h1 1
+check 'and so has the second' await same_at_port h2 2
 tdf port show switch0 --json >json
-lost=$(tr -d '\n ' <json | grep -o '"\(faults\|host_full\|no_memory\|queue_full\|shared_full\|no_slot\|size\|aqm\|loss\)":[1-9][0-9]*')
+lost=$(tr -d '\n ' <json | grep -o '"\(faults\|runt\|filtered\|no_host\|no_memory\|host_full\|failed\|refused\|size\|policed\|queue_full\|shared_full\|aqm\|loss\|no_slot\)":[1-9][0-9]*')
 check "no port of theirs saw a broken rule or lost a frame $lost" [ -z "$lost" ]
+check 'the switch accounts for every frame' balanced
 
 stage 'what is owned'
 state >after

@@ -23,10 +23,11 @@ const FACTORS: &[&str] = &["1", "2", "2.5", "100", "1000", "1/2"];
 const BOOT_LIMIT_NS: u64 = 5_000_000;
 
 /// The scripts that dom0 runs, what of, and how often they do what they repeat: fewer times than by
-/// hand, where `hostile` is to be run with a million. `plug` is run by hand, too: see "Limits" in the README.
+/// hand, where `hostile` is to be run with a million, and `plug` with a hundred.
 const SCRIPTS: &[(&str, &str, Option<u32>)] = &[
     ("commands", "commands typed in dom0", None),
     ("ports", "ports of a switch, set and shown", None),
+    ("plug", "hosts come and go at a switch, under traffic", Some(20)),
     ("hostile", "guests and dom0 ask Xen for anything", Some(20_000)),
     ("wall", "dom0's wall clock is set again and again", None),
     ("life", "pause, save, restore, reboot, crash, destroy, a vCPU less", None),
