@@ -13,13 +13,13 @@ stage() { # to the log of events as well
 }
 
 # Hosts, and what they are told to do on their consoles.
-host() { # NAME NUMBER: its configuration
+host() { # NAME NUMBER MIB: its configuration
     cat >"$1.cfg" <<END
 name = "$1"
 type = "pv"
 kernel = "$assets/vmlinuz"
 ramdisk = "$assets/linux-host.cgz"
-memory = 128
+memory = $3
 extra = "console=hvc0 quiet clocksource=xen ipv6.disable=1 net.address=10.0.0.$2/24"
 vif = [ "mac=00:16:3e:00:00:0$2,backend=switch0" ]
 tdf = "2"
@@ -114,9 +114,10 @@ driver_domain = 1
 tdf = "2"
 on_reboot = "destroy"
 END
-host h1 1
-host h2 2
-host h3 3
+host h1 1 128
+host h2 2 128
+# Linux 6.1 loses the 256 pages of its receive ring with each interface, whoever is the backend.
+host h3 3 $((128 + times * 5 / 4))
 
 ip link add name br0 type bridge
 ip link set dev br0 up
@@ -183,7 +184,7 @@ again() {
 }
 did=0
 while [ "$did" -lt "$times" ] && again; do did=$((did + 1)); done
-[ "$did" -eq "$times" ] || cat out
+[ "$did" -eq "$times" ] || { cat out; tail h3.log; }
 check "$did times" [ "$did" -eq "$times" ]
 # Its new interface is as bare as the first one was.
 check 'it reaches the first by its new interface' ask h3 \
