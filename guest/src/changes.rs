@@ -234,11 +234,12 @@ impl<'m, X: Hypercall + Cpu> Watch<'m, X> {
     /// When the factor changes meanwhile is not known, so that only the greatest rate bounds how late
     /// one may be: a lost one is noticed, a late one by [`Self::spin`].
     fn nap(&mut self, by_poll: bool) -> Result<(), TestError> {
+        // First: from the moment that the deadline counts from, others may run.
+        let stolen = self.machine.stolen_ns()?;
         let now = self.read()?;
         let lead = to_virtual_up(factor(&now)?, self.random.next(LEAD_REAL_NS).cast_signed());
         let deadline = now.virt_ns.saturating_add(lead.min(NAP_NS));
         let latest = i64::from(TDF_MAX) * self.slack_real_ns;
-        let stolen = self.machine.stolen_ns()?;
         if by_poll {
             self.machine.fired();
             self.machine.poll_timer(deadline)?;

@@ -159,9 +159,9 @@ impl<'m, X: Hypercall + Cpu> Run<'m, X> {
 
     /// Sleeps until `deadline`; real time just after, and by how much that may be late.
     ///
-    /// A vCPU that others keep from running knows nothing of its timer meanwhile.
-    fn sleep(&mut self, deadline: i64, via: Via) -> Result<(i64, i64), TestError> {
-        let stolen = self.machine.stolen_ns()?;
+    /// A vCPU that others keep from running knows nothing of its timer meanwhile: `stolen` is what they
+    /// had taken before the deadline was chosen, after which they may take more.
+    fn sleep(&mut self, deadline: i64, via: Via, stolen: i64) -> Result<(i64, i64), TestError> {
         self.machine.sleep_until(deadline, via)?;
         let real = self.real_ns()?;
         let stolen = self.machine.stolen_ns()?.wrapping_sub(stolen).max(0);
@@ -177,21 +177,23 @@ impl<'m, X: Hypercall + Cpu> Run<'m, X> {
         let slice = self.tdf.map_or(TSC_SLICE_REAL_NS, |tdf| tdf.to_virtual(TSC_SLICE_REAL_NS));
         let slice = i64::try_from(slice).unwrap_or(i64::MAX).max(1);
         loop {
+            let stolen = self.machine.stolen_ns()?;
             let now = self.machine.system_time_ns();
             if target.saturating_sub(now) <= slice.saturating_mul(2) {
                 break;
             }
-            self.sleep(now.saturating_add(slice), Via::Singleshot)?;
+            self.sleep(now.saturating_add(slice), Via::Singleshot, stolen)?;
             self.follow_tsc()?;
         }
         for (clock, via, parts) in
             [("timer", Via::Singleshot, 2), ("set_timer_op", Via::SetTimerOp, 1)]
         {
+            let stolen = self.machine.stolen_ns()?;
             let now = self.machine.system_time_ns();
             let deadline = now + target.saturating_sub(now) / parts;
             // A deadline that has passed would be late by no fault of the timer's.
             if deadline > now {
-                let (real, slack) = self.sleep(deadline, via)?;
+                let (real, slack) = self.sleep(deadline, via, stolen)?;
                 self.push(clock, real, real, deadline, slack);
                 self.follow_tsc()?;
             }
