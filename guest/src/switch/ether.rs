@@ -75,6 +75,38 @@ pub fn addresses(head: &[u8; HEADER]) -> (Mac, Mac) {
     (Mac(to & Mac::BITS), Mac(from & Mac::BITS))
 }
 
+/// Destination and source of a frame as they lie there, to be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    low: u64,
+    high: u32,
+}
+
+impl Ends {
+    /// Those of nothing.
+    pub const NONE: Self = Self { low: 0, high: 0 };
+
+    /// Those of a frame.
+    #[inline]
+    pub fn of(head: &[u8; HEADER]) -> Self {
+        let low = head.first_chunk().map_or(0, |low| u64::from_le_bytes(*low));
+        let high = head[8..].first_chunk().map_or(0, |high| u32::from_le_bytes(*high));
+        Self { low, high }
+    }
+
+    /// Destination and source.
+    pub fn addresses(self) -> (Mac, Mac) {
+        let from = self.low >> 48 | u64::from(self.high) << 16;
+        (Mac(self.low & Mac::BITS), Mac(from))
+    }
+
+    /// A small number that is another for most other destinations.
+    #[inline]
+    pub fn hash(self) -> usize {
+        (self.low >> 40) as u8 as usize
+    }
+}
+
 fn be16(bytes: &[u8], at: usize) -> Option<u16> {
     Some(u16::from_be_bytes([*bytes.get(at)?, *bytes.get(at + 1)?]))
 }
@@ -282,7 +314,9 @@ mod tests {
     #[test]
     fn addresses_are_read_and_printed_as_on_the_wire() {
         let head = frame(&[], TYPE_IPV4, &[]);
-        let (to, from) = addresses(head[..HEADER].try_into().unwrap());
+        let head = head[..HEADER].try_into().unwrap();
+        let (to, from) = addresses(head);
+        assert_eq!(Ends::of(head).addresses(), (to, from));
         assert_eq!(
             (to.to_string(), from.to_string()),
             ("00:16:3e:01:02:03".into(), "00:16:3e:04:05:06".into())

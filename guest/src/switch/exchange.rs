@@ -21,15 +21,15 @@ use tdf_xen::abi::{DomId, GrantHandle, Mfn, PAGE_SIZE, Port};
 use tdf_xen::evtchn;
 use tdf_xen::grant::{CopyOp, GrantTable, Granted, Local};
 use tdf_xen::hypercall::{Hypercall, Xen};
-use tdf_xen::netback::{Given, Netback, RxFrame};
+use tdf_xen::netback::{Given, Netback, RxFrame, RxPage, TakenTx};
 use tdf_xen::netfront::OwnPage;
-use tdf_xen::netif::{Fault, Status, TxFrame};
+use tdf_xen::netif::{Fault, Fragment, Status, TxFrame};
 use tdf_xen::shared_ring::SharedPage;
 
 use super::backend::{Attach, Front};
 use super::capture::Capture;
 use super::control::DeviceCounters;
-use super::ether::HEADER;
+use super::ether::{Ends, HEADER};
 use super::fabric::{self, Fabric, Ledger, PORTS_MAX};
 use super::frontend::{Lend, Offer};
 use super::pool::{CHUNK, FrameId, FrameInfo, Pool};
@@ -135,22 +135,93 @@ type Chain = u16;
 #[derive(Clone, Copy, Debug)]
 struct Incoming {
     port: u8,
-    /// Only its head comes in.
-    head: bool,
+    kind: Kind,
     /// Its copies end here in the list, and begin where the one before ends.
     end: u16,
-    chain: Chain,
     frame: FrameId,
 }
 
-/// A frame on its way from one host straight to another.
+/// How much of a frame comes in, and what is to be answered then.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    /// All of it, in one piece and one copy, for the request with this id.
+    Single {
+        id: u16,
+        len: u16,
+        sums: Sums,
+    },
+    Whole(Chain),
+    /// Only its head.
+    Head(Chain),
+}
+
+/// What is known of a frame's checksum: a bit each.
+#[derive(Clone, Copy, Debug)]
+struct Sums(u8);
+
+impl Sums {
+    #[inline]
+    fn new(blank: bool, validated: bool) -> Self {
+        Self(u8::from(blank) | u8::from(validated) << 1)
+    }
+
+    #[inline]
+    fn blank(self) -> bool {
+        self.0 & 1 != 0
+    }
+
+    #[inline]
+    fn validated(self) -> bool {
+        self.0 & 2 != 0
+    }
+
+    /// What a host is told of a frame for it.
+    #[inline]
+    fn given(self, whole: bool) -> Given {
+        match whole {
+            true => Given::Whole { csum_blank: self.blank(), data_validated: self.0 != 0 },
+            false => Given::Failed,
+        }
+    }
+}
+
+/// A frame that nothing holds back, on its way out; its copies are listed already.
 #[derive(Debug)]
-struct Straight {
-    from: u8,
-    to: u8,
-    end: u16,
-    chain: Chain,
-    pages: RxFrame,
+enum Straight {
+    /// It is here, in one piece, and goes into one page.
+    Short { to: u8, len: u16, sums: Sums, frame: FrameId, page: RxPage },
+    /// It goes from the one host's pages into the other's.
+    Long { from: u8, to: u8, end: u16, chain: Chain, pages: RxFrame },
+}
+
+/// Frames that follow each other on one straight way, which are counted together.
+#[derive(Clone, Copy, Debug, Default)]
+struct Run {
+    ports: (u8, u8),
+    /// The ports of all that there were, a bit each.
+    seen: u64,
+    frames: u64,
+    bytes: u64,
+}
+
+impl Run {
+    #[inline(always)]
+    fn add(&mut self, fabric: &mut Fabric, ports: (u8, u8), len: u16) {
+        if self.ports != ports {
+            self.end(fabric);
+            let seen = self.seen | 1 << ports.0 | 1 << ports.1;
+            *self = Self { ports, seen, ..Self::default() };
+        }
+        self.frames += 1;
+        self.bytes += u64::from(len);
+    }
+
+    fn end(self, fabric: &mut Fabric) {
+        let (from, to) = self.ports;
+        if self.frames > 0 {
+            fabric.pass(from.into(), to.into(), self.frames, self.bytes);
+        }
+    }
 }
 
 /// A frame that waits for the next round, for itself or for the one before it.
@@ -207,9 +278,14 @@ pub struct Exchange<'a, X> {
     blocked: u64,
     /// Ports to which answers were written.
     answered: u64,
+    /// Ports that take part in what is [`Straight`].
+    owed: u64,
     /// Ports that have to be asked anew for an event: the others have been, and have sent none.
     unarmed: u64,
-    copies: Box<[CopyOp]>,
+    copies: Box<[CopyOp; COPIES]>,
+    /// The first copies of the next round, and how many they are.
+    ahead: Box<[CopyOp; COPIES]>,
+    listed: usize,
     incoming: Vec<Incoming>,
     outgoing: Vec<Outgoing>,
     straight: Vec<Straight>,
@@ -217,7 +293,7 @@ pub struct Exchange<'a, X> {
     /// The requests of frames that have no answer yet, in no order, and the places that are free.
     chains: Box<[TxFrame]>,
     free: Vec<Chain>,
-    /// Copies that those two may take in the next round.
+    /// Copies that long ones of those two may take in the next round.
     put_off: usize,
     /// Ports whose last long frame could have gone straight on.
     direct: u64,
@@ -250,8 +326,11 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
             active: 0,
             blocked: 0,
             answered: 0,
+            owed: 0,
             unarmed: 0,
-            copies: vec![CopyOp::NONE; COPIES].into_boxed_slice(),
+            copies: copies(),
+            ahead: copies(),
+            listed: 0,
             incoming: Vec::with_capacity(FRAMES),
             outgoing: Vec::with_capacity(FRAMES),
             straight: Vec::with_capacity(FRAMES),
@@ -366,6 +445,7 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                     continue;
                 }
             };
+            self.answered |= 1 << port;
             let mut fair = FAIR;
             loop {
                 if used + COPIES_OF_FRAME > COPIES || self.incoming.len() == FRAMES {
@@ -377,11 +457,37 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                     break;
                 }
                 fair -= 1;
-                let Some(&place) = self.free.last() else { return used };
-                let chain = &mut self.chains[usize::from(place)];
-                match netback.take_tx_into(chain) {
-                    Ok(true) => {}
-                    Ok(false) => {
+                if self.free.is_empty() {
+                    return used;
+                }
+                let place = self.free.len() - 1;
+                let taken = netback
+                    .take_tx_any(CHUNK as u16, || &mut self.chains[usize::from(self.free[place])]);
+                match taken {
+                    Ok(TakenTx::Single(single)) => {
+                        let sums = Sums::new(single.csum_blank(), single.data_validated());
+                        let Fragment { gref, offset, size: len, id } = single.fragment();
+                        let Some((frame, dest)) = self.fabric.pool_mut().take_piece(len) else {
+                            self.fabric.missed(port, len, |counters| &mut counters.no_memory);
+                            let _ = netback.settle_single(id, Status::DROPPED);
+                            continue;
+                        };
+                        let source = Granted { dom, gref, offset };
+                        // Both were checked: a fragment lies within its page, a piece in its own.
+                        let Ok(copy) = CopyOp::from_grant(source, dest, len) else {
+                            self.fabric.pool_mut().release_piece(frame);
+                            let _ = netback.settle_single(id, Status::ERROR);
+                            continue;
+                        };
+                        self.copies[used] = copy;
+                        used += 1;
+                        let kind = Kind::Single { id, len, sums };
+                        let (port, end) = (port as u8, used as u16);
+                        self.incoming.push(Incoming { port, kind, end, frame });
+                        continue;
+                    }
+                    Ok(TakenTx::Chain) => {}
+                    Ok(TakenTx::Nothing) => {
                         self.active &= !(1 << port);
                         break;
                     }
@@ -392,7 +498,8 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                         break;
                     }
                 }
-                self.answered |= 1 << port;
+                let place = self.free[place];
+                let chain = &mut self.chains[usize::from(place)];
                 let info = FrameInfo {
                     refs: 1,
                     port: port as u8,
@@ -403,20 +510,33 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                 let head = chain.total() > LONG
                     && self.direct >> port & 1 != 0
                     && self.put_off + pieces <= PUT_OFF;
-                let len = if head { HEADER as u16 } else { chain.total() };
                 let pool = self.fabric.pool_mut();
-                let Some(frame) = pool.take(len.into(), info) else {
+                let frame = if head {
+                    let first = chain.fragments().first();
+                    pool.take_piece(HEADER as u16).zip(first).and_then(|((frame, dest), first)| {
+                        let source = Granted { dom, gref: first.gref, offset: first.offset };
+                        // No first fragment is shorter than a header.
+                        self.copies[used] = CopyOp::from_grant(source, dest, HEADER as u16).ok()?;
+                        used += 1;
+                        self.put_off += pieces;
+                        Some(frame)
+                    })
+                } else {
+                    let frame = pool.take(chain.total().into(), info);
+                    if let Some(frame) = frame {
+                        used = bring(&mut self.copies[..], used, pool, frame, dom, chain);
+                    }
+                    frame
+                };
+                let Some(frame) = frame else {
                     self.fabric.missed(port, chain.total(), |counters| &mut counters.no_memory);
                     let _ = netback.settle_tx(chain, Status::DROPPED);
                     continue;
                 };
-                used = bring(&mut self.copies, used, pool, frame, dom, chain);
-                if head {
-                    self.put_off += pieces;
-                }
                 self.free.pop();
+                let kind = if head { Kind::Head(place) } else { Kind::Whole(place) };
                 let (port, end) = (port as u8, used as u16);
-                self.incoming.push(Incoming { port, head, end, chain: place, frame });
+                self.incoming.push(Incoming { port, kind, end, frame });
             }
         }
         used
@@ -425,23 +545,17 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
     /// Takes what the last round has put off.
     #[inline(never)]
     fn collect_put_off(&mut self) -> usize {
-        let mut used = 0;
+        core::mem::swap(&mut self.copies, &mut self.ahead);
+        let mut used = core::mem::take(&mut self.listed);
         self.put_off = 0;
         let dom = |port: u8| match self.devices.get(usize::from(port)) {
             Some(Some(Device { end: End::Back { dom, .. }, .. })) => Some(*dom),
             _ => None,
         };
-        for Straight { from, to, end, chain, pages } in &mut self.straight {
-            if let (Some(from), Some(to)) = (dom(*from), dom(*to)) {
-                let chain = &self.chains[usize::from(*chain)];
-                used = pass_on(&mut self.copies, used, (from, chain), (to, pages));
-            }
-            *end = used as u16;
-        }
         for Late { port, frame, end, chain } in &mut self.late {
             if let (Some(chain), Some(dom)) = (*chain, dom(*port)) {
                 let chain = &self.chains[usize::from(chain)];
-                used = bring(&mut self.copies, used, self.fabric.pool(), *frame, dom, chain);
+                used = bring(&mut self.copies[..], used, self.fabric.pool(), *frame, dom, chain);
             }
             *end = used as u16;
         }
@@ -576,22 +690,38 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
     #[inline(never)]
     fn finish_put_off(&mut self, now: u64) -> usize {
         let mut start = 0;
-        for Straight { from, to, end, chain, pages } in self.straight.drain(..) {
-            let whole = went_well(&self.copies, &mut start, end);
-            let requests = &mut self.chains[usize::from(chain)];
-            let (csum_blank, validated) = (requests.csum_blank(), requests.data_validated());
-            let given = match whole {
-                true => Given::Whole { csum_blank, data_validated: csum_blank || validated },
-                false => Given::Failed,
+        self.answered |= core::mem::take(&mut self.owed);
+        for straight in self.straight.drain(..) {
+            let (from, to, end, chain, pages) = match straight {
+                Straight::Long { from, to, end, chain, pages } => (from, to, end, chain, pages),
+                Straight::Short { to, len, sums, frame, page } => {
+                    let whole = self.copies[start].result().is_ok();
+                    start += 1;
+                    self.fabric.pool_mut().release_piece(frame);
+                    if let Some(Some(device)) = self.devices.get_mut(usize::from(to))
+                        && let End::Back { netback, .. } = &mut device.end
+                    {
+                        let _ = netback.answer_rx_page(page, len, sums.given(whole));
+                        if !whole {
+                            device.counters.faults += 1;
+                        }
+                    }
+                    if !whole {
+                        self.fabric.not_given(usize::from(to), len.into());
+                    }
+                    continue;
+                }
             };
+            let whole = went_well(&self.copies[..], &mut start, end);
+            let requests = &mut self.chains[usize::from(chain)];
+            let sums = Sums::new(requests.csum_blank(), requests.data_validated());
             if !whole {
                 self.fabric.not_given(usize::from(to), requests.total().into());
             }
-            self.answered |= 1 << from | 1 << to;
             if let Some(Some(Device { end: End::Back { netback, .. }, .. })) =
                 self.devices.get_mut(usize::from(to))
             {
-                let _ = netback.answer_rx(pages, given);
+                let _ = netback.answer_rx(pages, sums.given(whole));
             }
             if let Some(Some(device)) = self.devices.get_mut(usize::from(from)) {
                 device.sent(requests, whole);
@@ -599,7 +729,7 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
             self.free.push(chain);
         }
         for Late { port, frame, end, chain } in self.late.drain(..) {
-            let copied = went_well(&self.copies, &mut start, end);
+            let copied = went_well(&self.copies[..], &mut start, end);
             let whole = copied || chain.is_none();
             if !whole {
                 let len = self.fabric.pool().len(frame) as u16;
@@ -625,7 +755,7 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
     #[inline(never)]
     fn finish_outgoing(&mut self, mut start: usize) -> usize {
         for Outgoing { port, frame, end, pages } in self.outgoing.drain(..) {
-            let whole = went_well(&self.copies, &mut start, end);
+            let whole = went_well(&self.copies[..], &mut start, end);
             if !whole {
                 let len = self.fabric.pool().len(frame);
                 self.fabric.not_given(usize::from(port), len);
@@ -635,12 +765,9 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
             pool.release(frame);
             let Some(Some(device)) = self.devices.get_mut(usize::from(port)) else { continue };
             device.counters.faults += u64::from(!whole);
-            let given = match whole {
-                true => Given::Whole { csum_blank, data_validated: csum_blank || validated },
-                false => Given::Failed,
-            };
             if let End::Back { netback, .. } = &mut device.end {
-                let _ = netback.answer_rx(pages, given);
+                let sums = Sums::new(csum_blank, validated);
+                let _ = netback.answer_rx(pages, sums.given(whole));
             }
         }
         start
@@ -651,38 +778,113 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
     fn finish_incoming(&mut self, now: u64, mut start: usize) {
         // Ports whose frames wait for one before them.
         let mut behind = 0u64;
-        for Incoming { port, head, end, chain, frame } in self.incoming.drain(..) {
-            let whole = went_well(&self.copies, &mut start, end);
+        let mut run = Run::default();
+        for Incoming { port, kind, end, frame } in self.incoming.drain(..) {
             let (at, bit) = (usize::from(port), 1u64 << port);
+            let chain = match kind {
+                Kind::Single { id, len, sums } => {
+                    let copy = &self.copies[start];
+                    let whole = copy.result().is_ok();
+                    start += 1;
+                    if let Some(Some(device)) = self.devices.get_mut(at)
+                        && let End::Back { netback, .. } = &mut device.end
+                    {
+                        let status = if whole { Status::OKAY } else { Status::ERROR };
+                        let _ = netback.settle_single(id, status);
+                        if !whole {
+                            device.counters.faults += 1;
+                        }
+                    }
+                    if !whole {
+                        self.fabric.missed(at, len, |counters| &mut counters.failed);
+                        self.fabric.pool_mut().release_piece(frame);
+                        continue;
+                    }
+                    let ends = Ends::of(self.fabric.pool().begin_of(frame));
+                    if behind & bit == 0
+                        && let Some(to) = self.fabric.shortcut(now, at, ends)
+                        && let Some(Some(device)) = self.devices.get_mut(to)
+                        && (!sums.blank() || device.csum_v4 && device.csum_v6)
+                        && let End::Back { netback, dom, .. } = &mut device.end
+                        // As below.
+                        && let Ok(Some(page)) = netback.take_rx_page(len)
+                    {
+                        self.ahead[self.listed] = copy.onward(*dom, page.gref);
+                        self.listed += 1;
+                        let to = to as u8;
+                        self.straight.push(Straight::Short { to, len, sums, frame, page });
+                        run.add(&mut self.fabric, (port, to), len);
+                        continue;
+                    }
+                    let (csum_blank, validated) = (sums.blank(), sums.validated());
+                    let info = FrameInfo { refs: 1, port, csum_blank, validated };
+                    self.fabric.pool_mut().describe(frame, len, info);
+                    if behind & bit == 0 {
+                        self.fabric.arrive(now, at, frame);
+                    } else {
+                        self.late.push(Late { port, end: 0, frame, chain: None });
+                    }
+                    continue;
+                }
+                Kind::Head(chain) => {
+                    let whole = self.copies[start].result().is_ok();
+                    start += 1;
+                    let ends = Ends::of(self.fabric.pool().begin_of(frame));
+                    self.fabric.pool_mut().release_piece(frame);
+                    let requests = &mut self.chains[usize::from(chain)];
+                    if !whole {
+                        if let Some(Some(device)) = self.devices.get_mut(at) {
+                            device.sent(requests, false);
+                        }
+                        self.fabric.missed(at, requests.total(), |counters| &mut counters.failed);
+                        self.free.push(chain);
+                        continue;
+                    }
+                    // What its host changes in the frame from now on, it changes for that one receiver,
+                    // to which it could have sent the changed frame as well.
+                    if behind & bit == 0
+                        && let Some(to) = self.fabric.shortcut(now, at, ends)
+                        && let Some(Some(Device { end: End::Back { dom: from, .. }, .. })) =
+                            self.devices.get(at)
+                        && let from = *from
+                        && let Some(Some(device)) = self.devices.get_mut(to)
+                        && (!requests.csum_blank() || device.csum_v4 && device.csum_v6)
+                        && let End::Back { netback, dom, .. } = &mut device.end
+                        && let list = (&mut *self.ahead, &mut self.listed)
+                        && let Some(pages) = pass_on(list, (from, requests), (*dom, netback))
+                    {
+                        let (to, end) = (to as u8, self.listed as u16);
+                        run.add(&mut self.fabric, (port, to), requests.total());
+                        self.straight.push(Straight::Long { from: port, to, end, chain, pages });
+                        continue;
+                    }
+                    self.direct &= !bit;
+                    let info = FrameInfo {
+                        refs: 1,
+                        port,
+                        csum_blank: requests.csum_blank(),
+                        validated: requests.data_validated(),
+                    };
+                    if let Some(frame) = self.fabric.pool_mut().take(requests.total().into(), info)
+                    {
+                        behind |= bit;
+                        self.late.push(Late { port, end: 0, frame, chain: Some(chain) });
+                        continue;
+                    }
+                    let len = requests.total();
+                    self.fabric.missed(at, len, |counters| &mut counters.no_memory);
+                    if let Some(Some(Device { end: End::Back { netback, .. }, .. })) =
+                        self.devices.get_mut(at)
+                    {
+                        let _ = netback.settle_tx(requests, Status::DROPPED);
+                    }
+                    self.free.push(chain);
+                    continue;
+                }
+                Kind::Whole(chain) => chain,
+            };
+            let whole = went_well(&self.copies[..], &mut start, end);
             let requests = &mut self.chains[usize::from(chain)];
-            if head && whole {
-                let to = match behind & bit {
-                    0 => straight(&mut self.fabric, &mut self.devices, now, at, frame, requests),
-                    _ => None,
-                };
-                let pool = self.fabric.pool_mut();
-                let info = pool.info(frame);
-                pool.release(frame);
-                if let Some((to, pages)) = to {
-                    self.straight.push(Straight { from: port, to, end: 0, chain, pages });
-                    continue;
-                }
-                self.direct &= !bit;
-                if let Some(frame) = pool.take(requests.total().into(), info) {
-                    behind |= bit;
-                    self.late.push(Late { port, end: 0, frame, chain: Some(chain) });
-                    continue;
-                }
-                let len = requests.total();
-                self.fabric.missed(at, len, |counters| &mut counters.no_memory);
-                if let Some(Some(Device { end: End::Back { netback, .. }, .. })) =
-                    self.devices.get_mut(at)
-                {
-                    let _ = netback.settle_tx(requests, Status::DROPPED);
-                }
-                self.free.push(chain);
-                continue;
-            }
             if !whole {
                 self.fabric.missed(at, requests.total(), |counters| &mut counters.failed);
             }
@@ -700,12 +902,14 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
             }
             if self.fabric.pool().len(frame) > LONG.into()
                 && let Some(head) = self.fabric.pool().head(frame).first_chunk().copied()
-                && self.fabric.shortcut(now, at, &head).is_some()
+                && self.fabric.shortcut(now, at, Ends::of(&head)).is_some()
             {
                 self.direct |= bit;
             }
             self.fabric.arrive(now, at, frame);
         }
+        run.end(&mut self.fabric);
+        self.owed |= run.seen;
     }
 
     /// Shows hosts their answers, and wakes those that want it.
@@ -982,13 +1186,27 @@ fn bring(
     used
 }
 
-/// Lists the copies that bring a frame from one host's pages into another's.
+/// Takes pages of a host for a frame of another's, if it has as many, and lists the copies that bring it
+/// there.
 fn pass_on(
-    copies: &mut [CopyOp],
-    mut used: usize,
+    (copies, used): (&mut [CopyOp; COPIES], &mut usize),
     (from, chain): (DomId, &TxFrame),
-    (to, pages): (DomId, &RxFrame),
-) -> usize {
+    (to, netback): (DomId, &mut Netback),
+) -> Option<RxFrame> {
+    // A fault is found again, and counted, where the frame waits for its turn.
+    if <Netback>::is_dense(chain) {
+        let pages = netback.take_rx_like(chain, |fragment, gref| {
+            let source = Granted { dom: from, gref: fragment.gref, offset: fragment.offset };
+            let dest = Granted { dom: to, gref, offset: 0 };
+            // As above.
+            if let Ok(copy) = CopyOp::grant_to_grant(source, dest, fragment.size) {
+                copies[*used] = copy;
+                *used += 1;
+            }
+        });
+        return pages.ok()?;
+    }
+    let pages = netback.take_rx(chain.total()).ok()??;
     let mut slots = pages.slots().iter();
     let (mut slot, mut at) = (slots.next(), 0);
     for fragment in chain.fragments() {
@@ -1001,8 +1219,8 @@ fn pass_on(
             let dest = Granted { dom: to, gref: page.gref, offset: at };
             // As above.
             if let Ok(copy) = CopyOp::grant_to_grant(source, dest, len) {
-                copies[used] = copy;
-                used += 1;
+                copies[*used] = copy;
+                *used += 1;
             }
             (offset, left, at) = (offset + len, left - len, at + len);
             if at == page.size {
@@ -1010,32 +1228,13 @@ fn pass_on(
             }
         }
     }
-    used
+    Some(pages)
 }
 
-/// Where the frame of which `head` came in goes straight, and the pages for it, if it can.
-///
-/// What its host changes in it from now on, it changes for that one receiver, to which it could have
-/// sent the changed frame as well.
-fn straight(
-    fabric: &mut Fabric,
-    devices: &mut [Option<Device>],
-    now: u64,
-    port: usize,
-    head: FrameId,
-    chain: &TxFrame,
-) -> Option<(u8, RxFrame)> {
-    let head = *fabric.pool().head(head).first_chunk()?;
-    let to = fabric.shortcut(now, port, &head)?;
-    let device = devices.get_mut(to)?.as_mut()?;
-    if chain.csum_blank() && !(device.csum_v4 && device.csum_v6) {
-        return None;
-    }
-    let End::Back { netback, .. } = &mut device.end else { return None };
-    // A fault is found again, and counted, where the frame waits for its turn.
-    let pages = netback.take_rx(chain.total()).ok()??;
-    fabric.pass(now, port, &head, to, chain.total().into());
-    Some((to as u8, pages))
+/// An empty list of copies.
+fn copies() -> Box<[CopyOp; COPIES]> {
+    let list = vec![CopyOp::NONE; COPIES].into_boxed_slice();
+    list.try_into().unwrap_or_else(|_| unreachable!("it is as long as it was made"))
 }
 
 /// What a frontend has received.
@@ -1672,6 +1871,37 @@ mod tests {
         assert_eq!(sent(&mut exchange, 9), HEADER + 3 * 9000, "to all others");
         let counters = exchange.fabric.counters(1).unwrap();
         assert_eq!((counters.tx_frames, counters.tx_bytes), (5, 5 * 9000));
+    }
+
+    #[test]
+    fn a_way_is_forgotten_in_the_moment_in_which_it_is_wrong() {
+        let world = world(200);
+        let machine = machine(&world);
+        let mut exchange = exchange(&machine, 3);
+        let [mut a, mut b, mut c] = [0, 1, 2].map(|port| Host::new(&mut exchange, port, 100));
+        let begin = exchange.now();
+        let (mut now, mut tell) = (begin, 0);
+        // From host `from`, as station `named`, to station `to`; how many each host has got then.
+        let mut sent = |exchange: &mut Exchange<'_, World>, from: usize, named, to, later: u64| {
+            let hosts = [&mut a, &mut b, &mut c];
+            tell += 1;
+            hosts[from].send(&frame(address(to), named, 60, tell), 4000, 0);
+            exchange.event(hosts[from].event());
+            now += later;
+            while exchange.round(now) {}
+            hosts.map(|host| host.frames().len())
+        };
+        assert_eq!(sent(&mut exchange, 1, 1, 0, 0), [1, 0, 1], "nobody knows who is where");
+        assert_eq!(sent(&mut exchange, 0, 0, 1, 0), [0, 1, 0]);
+        assert_eq!(sent(&mut exchange, 0, 0, 1, 0), [0, 1, 0]);
+        assert_eq!(sent(&mut exchange, 2, 1, 0, 0), [1, 0, 0], "station 1 is there now");
+        assert_eq!(sent(&mut exchange, 0, 0, 1, 0), [0, 0, 1]);
+        let spec = PortSpec { delay: Span::us(30), ..PortSpec::IDEAL };
+        exchange.fabric.configure(begin, 2, Direction::Egress, spec).unwrap();
+        assert_eq!(sent(&mut exchange, 0, 0, 1, 0), [0, 0, 0]);
+        assert_eq!(sent(&mut exchange, 2, 7, 0, 30_000), [1, 0, 1]);
+        assert_eq!(sent(&mut exchange, 0, 0, 1, AGE_NS - 30_000), [0, 0, 0], "on its way");
+        assert_eq!(sent(&mut exchange, 0, 0, 1, 30_000), [0, 1, 1], "station 1 is too old");
     }
 
     #[test]

@@ -13,7 +13,7 @@ use serde::Serialize;
 use switch_model::{Delivery, Event, PortSpec};
 
 use super::capture::Capture;
-use super::ether::{self, HEADER};
+use super::ether::{self, Ends, HEADER};
 use super::fdb::Fdb;
 use super::link::{Link, LinkError, Offered};
 use super::pool::{FrameId, Pool};
@@ -102,6 +102,27 @@ struct Port {
     egress: Link,
     out: VecDeque<FrameId>,
     counters: PortCounters,
+    ways: [Way; WAYS],
+}
+
+/// Ways that a port remembers: a power of two.
+const WAYS: usize = 4;
+
+/// Where a frame from one station to another went, so that the next one need not be looked at so closely.
+#[derive(Clone, Copy, Debug)]
+struct Way {
+    /// Both addresses.
+    ends: Ends,
+    /// It is good at this very time only, in which nobody becomes too old; [`NEVER`]: not any more.
+    now: u64,
+    to: u8,
+}
+
+/// A time that is not.
+const NEVER: u64 = u64::MAX;
+
+impl Way {
+    const NONE: Self = Self { ends: Ends::NONE, now: NEVER, to: 0 };
 }
 
 /// The switch.
@@ -144,6 +165,7 @@ impl Fabric {
             egress: Link::ideal(switch_model::stream_seed(seed, 2 * n as u64 + 1)),
             out: VecDeque::with_capacity(OUT_MAX),
             counters: PortCounters::default(),
+            ways: [Way::NONE; WAYS],
         };
         Self {
             pool,
@@ -177,7 +199,14 @@ impl Fabric {
 
     /// Who is where.
     pub fn fdb(&mut self) -> &mut Fdb {
+        self.forget_ways();
         &mut self.fdb
+    }
+
+    /// Something has changed on which it depends where frames go.
+    #[cold]
+    fn forget_ways(&mut self) {
+        self.ports.iter_mut().for_each(|port| port.ways = [Way::NONE; WAYS]);
     }
 
     /// Whether there is a host at `port`.
@@ -201,6 +230,7 @@ impl Fabric {
 
     /// A host is there from now on, and its port starts anew, with the settings that it has.
     pub fn attach(&mut self, port: usize) {
+        self.forget_ways();
         if let Some(this) = self.ports.get_mut(port) {
             self.book.add(&core::mem::take(&mut this.counters));
             self.attached |= 1 << port;
@@ -209,6 +239,7 @@ impl Fabric {
 
     /// The host of `port` is gone, and with it all that was on the way to it or from it.
     pub fn detach(&mut self, port: usize) {
+        self.forget_ways();
         let Some(this) = self.ports.get_mut(port) else { return };
         let bit = !(1 << port);
         self.attached &= bit;
@@ -251,6 +282,7 @@ impl Fabric {
         direction: Direction,
         spec: PortSpec,
     ) -> Result<(), LinkError> {
+        self.forget_ways();
         let room = self.room;
         let Some(this) = self.ports.get_mut(port) else { return Ok(()) };
         let link = match direction {
@@ -271,6 +303,7 @@ impl Fabric {
 
     /// Lets `capture` see all frames from now on; gives back what saw them before.
     pub fn capture(&mut self, capture: Option<Capture>) -> Option<Capture> {
+        self.forget_ways();
         core::mem::replace(&mut self.capture, capture)
     }
 
@@ -298,32 +331,45 @@ impl Fabric {
         }
     }
 
-    /// The only host that a frame with this head, from the host of `port`, is for, if nothing holds it
-    /// back: no model, no frame before it, and nobody who looks on.
-    pub fn shortcut(&mut self, now: u64, port: usize, head: &[u8; HEADER]) -> Option<usize> {
-        let (to, _) = ether::addresses(head);
-        if self.capture.is_some() || to.is_group() || !self.ports.get(port)?.ingress.is_ideal() {
-            return None;
-        }
-        let known = self.fdb.lookup(to, now)?;
-        let (other, to) = (self.attached & !(1 << port), usize::from(known));
-        let there = self.ports.get(to)?;
-        (other >> known & 1 != 0 && there.egress.is_ideal() && there.out.is_empty()).then_some(to)
+    /// The only host that a frame between these, from the host of `port`, is for, if nothing holds it
+    /// back: no model, no frame before it, and nobody who looks on. Its sender is known from now on.
+    #[inline]
+    pub fn shortcut(&mut self, now: u64, port: usize, ends: Ends) -> Option<usize> {
+        let way = &self.ports.get(port)?.ways[ends.hash() % WAYS];
+        let to = match way.ends == ends && way.now == now {
+            true => way.to,
+            false => self.find_way(now, port, ends)?,
+        };
+        (self.ready >> to & 1 == 0).then_some(to.into())
     }
 
-    /// A frame of `len` bytes, of which only the head is known here, goes that way.
-    pub fn pass(&mut self, now: u64, port: usize, head: &[u8; HEADER], to: usize, len: u32) {
-        let (_, from) = ether::addresses(head);
-        self.fdb.learn(from, port as u8, now);
-        let (frame, bytes) = (FrameId(0), u64::from(len));
+    #[inline(never)]
+    fn find_way(&mut self, now: u64, port: usize, ends: Ends) -> Option<u8> {
+        let (to, from) = ends.addresses();
+        if self.capture.is_some() || to.is_group() || !self.ports[port].ingress.is_ideal() {
+            return None;
+        }
+        if self.fdb.learn(from, port as u8, now) {
+            self.forget_ways();
+        }
+        let known = self.fdb.lookup(to, now)?;
+        let other = self.attached & !(1 << port);
+        if other >> known & 1 == 0 || !self.ports.get(usize::from(known))?.egress.is_ideal() {
+            return None;
+        }
+        self.ports[port].ways[ends.hash() % WAYS] = Way { ends, now, to: known };
+        Some(known)
+    }
+
+    /// So many frames, of so many bytes together, go that way.
+    pub fn pass(&mut self, port: usize, to: usize, frames: u64, bytes: u64) {
         if let Some(this) = self.ports.get_mut(port) {
-            this.counters.rx_frames += 1;
+            this.counters.rx_frames += frames;
             this.counters.rx_bytes += bytes;
         }
         if let Some(there) = self.ports.get_mut(to) {
-            // An ideal link does nothing but count.
-            there.egress.offer(now, frame, len, false, &[]);
-            there.counters.tx_frames += 1;
+            there.egress.pass(frames, bytes);
+            there.counters.tx_frames += frames;
             there.counters.tx_bytes += bytes;
         }
     }
@@ -442,7 +488,10 @@ impl Fabric {
             return self.pool.release(frame);
         };
         let (to, from) = ether::addresses(head);
-        self.fdb.learn(from, port as u8, at);
+        if self.fdb.learn(from, port as u8, at) {
+            self.forget_ways();
+        }
+        let counters = &mut self.ports[port].counters;
         let others = self.attached & !(1 << port);
         if !to.is_group()
             && let Some(known) = self.fdb.lookup(to, at)
@@ -477,8 +526,7 @@ impl Fabric {
     fn leave_by(&mut self, at: u64, port: usize, frame: FrameId, flood: bool) {
         let this = &mut self.ports[port];
         if this.egress.is_ideal() {
-            let len = self.pool.len(frame);
-            this.egress.offer(at, frame, len, flood, &[]);
+            this.egress.pass(1, self.pool.len(frame).into());
             return self.give(at, port, frame);
         }
         let len = self.pool.len(frame);

@@ -62,21 +62,22 @@ impl Fdb {
         alive.then_some((entry.key >> 48) as u8)
     }
 
-    /// Notes that `mac` sent something from `port` at `now`.
+    /// Notes that `mac` sent something from `port` at `now`. Whether it was known to be elsewhere.
     #[inline]
-    pub fn learn(&mut self, mac: Mac, port: u8, now: u64) {
+    pub fn learn(&mut self, mac: Mac, port: u8, now: u64) -> bool {
         let key = mac.number() | u64::from(port) << 48;
         if mac.is_group() || mac.number() == 0 {
-            return;
+            return false;
         }
         let age_ns = self.age_ns;
         let row = self.row(mac);
         // The common case first: nothing has changed but the time.
         if let Some(entry) = row.iter_mut().find(|entry| entry.key & ADDRESS == mac.number()) {
-            if entry.heard_ns != STATIC {
-                *entry = Entry { key, heard_ns: now };
+            if entry.heard_ns == STATIC {
+                return false;
             }
-            return;
+            let before = core::mem::replace(entry, Entry { key, heard_ns: now });
+            return before.key != key;
         }
         let dead = |entry: &&mut Entry| {
             entry.key == 0
@@ -86,6 +87,7 @@ impl Fdb {
             Some(entry) => *entry = Entry { key, heard_ns: now },
             None => self.refused += 1,
         }
+        false
     }
 
     /// Puts `mac` behind `port` for good; `false` if there is no room.
@@ -175,9 +177,9 @@ mod tests {
     #[test]
     fn a_thousand_stations_fit_and_a_flood_of_them_harms_no_one_known() {
         let mut fdb = Fdb::new(AGE_NS);
-        (0..1000).for_each(|n| fdb.learn(mac(n), (n % 16) as u8, 1));
+        assert!((0..1000).all(|n| !fdb.learn(mac(n), (n % 16) as u8, 1)));
         assert_eq!((fdb.known(1), fdb.refused()), (1000, 0));
-        (1000..100_000).for_each(|n| fdb.learn(mac(n), 63, 2));
+        assert!((1000..100_000).all(|n| !fdb.learn(mac(n), 63, 2)));
         assert!(fdb.refused() > 0 && fdb.known(2) <= CAPACITY);
         assert!((0..1000).all(|n| fdb.lookup(mac(n), 2) == Some((n % 16) as u8)));
         // Once they are old, there is room again.

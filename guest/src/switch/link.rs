@@ -116,6 +116,13 @@ impl Link {
         matches!(self.model, Model::Ideal)
     }
 
+    /// Counts frames, of so many bytes together, that pass at once: this is [ideal](Self::is_ideal).
+    #[inline]
+    pub fn pass(&mut self, frames: u64, bytes: u64) {
+        self.passed += frames;
+        self.passed_bytes += bytes;
+    }
+
     /// Takes a frame at `now`, of which `head` is the beginning.
     #[inline]
     pub fn offer(
@@ -135,8 +142,7 @@ impl Link {
         }
         let verdict = match &mut self.model {
             Model::Ideal => {
-                self.passed += 1;
-                self.passed_bytes += u64::from(len);
+                self.pass(1, len.into());
                 return Offered::Through;
             }
             Model::Fifo(port) => port.offer(now, offered),

@@ -12,6 +12,7 @@ use alloc::boxed::Box;
 use core::slice;
 
 use tdf_xen::abi::{Mfn, PAGE_SIZE};
+use tdf_xen::grant::Local;
 
 /// Bytes of a chunk: an ordinary frame fits into one, and two fit into a page.
 pub const CHUNK: usize = 2048;
@@ -34,6 +35,8 @@ struct Chunk {
     next: u32,
     len: u32,
     info: FrameInfo,
+    /// Where in the memory it begins.
+    place: u32,
 }
 
 /// What goes with a frame from port to port.
@@ -93,17 +96,19 @@ impl Free {
         Self { bits, first: 0, count: count as u32, base: base as u32 }
     }
 
-    /// Takes the lowest, of which there must be one.
+    /// Takes the lowest.
     #[inline]
-    fn take(&mut self) -> u32 {
-        while self.bits[self.first] == 0 {
+    fn take(&mut self) -> Option<u32> {
+        loop {
+            let word = self.bits.get_mut(self.first)?;
+            if *word != 0 {
+                let bit = word.trailing_zeros();
+                *word &= *word - 1;
+                self.count -= 1;
+                return Some(self.base.wrapping_add(self.first as u32 * 64).wrapping_add(bit));
+            }
             self.first += 1;
         }
-        let word = &mut self.bits[self.first];
-        let bit = word.trailing_zeros();
-        *word &= *word - 1;
-        self.count -= 1;
-        self.base + self.first as u32 * 64 + bit
     }
 
     #[inline]
@@ -132,6 +137,7 @@ impl Pool {
             next: END,
             len: 0,
             info: FrameInfo::default(),
+            place: place(small, n) as u32,
         };
         let chunks = (0..count).map(chunk).collect();
         let free = [Free::all(0, small), Free::all(small, count - small)];
@@ -168,16 +174,52 @@ impl Pool {
         if needed > free.count || len == 0 {
             return None;
         }
-        let first = free.take();
+        let first = free.take()?;
         let mut last = first;
         for _ in 1..needed {
-            let next = free.take();
+            let next = free.take()?; // They were counted.
             self.chunks[last as usize].next = next;
             last = next;
         }
         let chunk = &mut self.chunks[first as usize];
         (chunk.len, chunk.info) = (len, info);
         Some(FrameId(first))
+    }
+
+    /// Room for `len` bytes in one piece, from 1 to [`CHUNK`], and where it is. It is a frame when
+    /// [`Self::describe`] has said so.
+    #[inline(always)]
+    pub fn take_piece(&mut self, len: u16) -> Option<(FrameId, Local)> {
+        debug_assert!((1..=CHUNK).contains(&usize::from(len)));
+        let [large, small] = &mut self.free;
+        let short = if usize::from(len) <= SMALL { small.take() } else { None };
+        let piece = short.or_else(|| large.take())?;
+        let chunk = &self.chunks[piece as usize];
+        let offset = (chunk.place as usize % PAGE_SIZE) as u16;
+        Some((FrameId(piece), Local { frame: chunk.page, offset }))
+    }
+
+    /// The first bytes of a piece.
+    #[inline]
+    pub fn begin_of<const N: usize>(&self, piece: FrameId) -> &[u8; N] {
+        const { assert!(N <= SMALL) };
+        let place = self.chunks[piece.0 as usize].place as usize;
+        // SAFETY: no chunk is shorter; as in `head`.
+        unsafe { &*self.memory.add(place).cast() }
+    }
+
+    /// Makes a frame of a piece.
+    #[inline]
+    pub fn describe(&mut self, piece: FrameId, len: u16, info: FrameInfo) {
+        let chunk = &mut self.chunks[piece.0 as usize];
+        (chunk.len, chunk.info) = (len.into(), info);
+    }
+
+    /// Gives back a piece that is no frame.
+    #[inline]
+    pub fn release_piece(&mut self, piece: FrameId) {
+        debug_assert_eq!(self.chunks[piece.0 as usize].next, END);
+        self.free[usize::from(piece.0 >= self.small)].give_back(piece.0);
     }
 
     /// One of those who had to send the frame has done so.
@@ -227,28 +269,20 @@ impl Pool {
         while left > 0 && at != END {
             let chunk = &self.chunks[at as usize];
             let count = left.min(CHUNK - skip);
-            let offset = (self.place(at) % PAGE_SIZE + skip) as u16;
+            let offset = (chunk.place as usize % PAGE_SIZE + skip) as u16;
             each(Piece { page: chunk.page, offset, len: count as u16 });
             left -= count;
             (skip, at) = (0, chunk.next);
         }
     }
 
-    /// Where in the memory a chunk begins.
-    #[inline]
-    fn place(&self, chunk: u32) -> usize {
-        match chunk.checked_sub(self.small) {
-            None => chunk as usize * CHUNK,
-            Some(n) => self.small as usize * CHUNK + n as usize * SMALL,
-        }
-    }
-
     #[inline]
     fn bytes(&self, chunk: u32, len: usize) -> *mut u8 {
         let size = if chunk < self.small { CHUNK } else { SMALL };
-        assert!((chunk as usize) < self.chunks.len() && len <= size);
+        assert!(len <= size);
+        let place = self.chunks[chunk as usize].place as usize;
         // SAFETY: `new`'s caller vouches for the memory of every chunk.
-        unsafe { self.memory.add(self.place(chunk)) }
+        unsafe { self.memory.add(place) }
     }
 
     /// The frame's first bytes: all of them, or a chunk full.
@@ -307,6 +341,15 @@ impl Pool {
             left -= len;
         }
         Some(copy)
+    }
+}
+
+/// Where in the memory a chunk begins, of which the first `small` are large.
+#[inline]
+fn place(small: usize, chunk: usize) -> usize {
+    match chunk.checked_sub(small) {
+        None => chunk * CHUNK,
+        Some(n) => small * CHUNK + n * SMALL,
     }
 }
 

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tdf_xen::abi::{DomId, GRANTS_PER_PAGE, GTF_READING, GrantEntry, Mfn, PAGE_SIZE};
 use tdf_xen::grant::GrantTable;
-use tdf_xen::netback::{Given, Netback, Notify, RxFrame};
+use tdf_xen::netback::{Given, Netback, Notify, RxFrame, RxPage, TakenTx};
 use tdf_xen::netfront::{Netfront, OwnPage, Received};
 use tdf_xen::netif::{Fault, Refusal, RxResponse, Status, TxFrame, TxRequest, TxResponse};
 use tdf_xen::shared_ring::{Memory, SharedPage, Slot};
@@ -65,6 +65,7 @@ impl Report {
 /// Everything that a run with enough steps must have met.
 pub const EXPECTED: &[&str] = &[
     "back: frame taken",
+    "back: single taken",
     "back: frame answered",
     "back: pages taken",
     "back: pages answered",
@@ -368,13 +369,25 @@ fn chains<const N: usize>(slots: &[[u32; N]], flags: impl Fn(&[u32; N]) -> u16) 
     all
 }
 
+/// A frame that was taken, whole or as the only slot that it is.
+enum Held {
+    Chain(Box<TxFrame>),
+    Single(u16),
+}
+
+/// Pages that were taken for a frame, each with what goes into it, or a single one.
+enum Lent {
+    Many(RxFrame),
+    One(RxPage),
+}
+
 /// A backend, and what it owes.
 struct Backend<'a> {
     engine: Netback<Haunted<'a>>,
     tx: Hand<'a>,
     rx: Hand<'a>,
-    held: Vec<TxFrame>,
-    given: VecDeque<(RxFrame, u16)>,
+    held: Vec<Held>,
+    given: VecDeque<(Lent, u16)>,
     /// Answers that the peer is to see, and how far it has.
     tx_due: BTreeMap<(u16, i16), i64>,
     rx_due: VecDeque<(u16, i16, u16)>,
@@ -473,11 +486,20 @@ impl<'a> Backend<'a> {
     }
 
     fn take_tx(&mut self, report: &mut Report) -> Result<(), Fault> {
-        let taken = self.engine.take_tx();
+        let longest = match self.tx.bytes.borrow_mut().byte() {
+            byte @ 128.. => u16::from(byte) * 16,
+            _ => 0,
+        };
+        let mut place = TxFrame::EMPTY;
+        let taken = self.engine.take_tx_any(longest, || &mut place);
         let read = self.tx.read();
         let (slots, rest) = read.as_chunks::<TX>();
         assert!(rest.is_empty(), "each slot is read once, whole");
-        let frame = taken?;
+        let frame = match taken? {
+            TakenTx::Nothing => None,
+            TakenTx::Single(single) => Some(Err(single)),
+            TakenTx::Chain => Some(Ok(place)),
+        };
         let chains = chains(slots, |slot| TxRequest::from(*slot).flags);
         let refused = chains.len() - usize::from(frame.is_some());
         for chain in &chains[..refused] {
@@ -514,7 +536,20 @@ impl<'a> Backend<'a> {
             self.refused[why] = count;
         }
         assert_eq!(total, refused as u64, "each refused frame is counted once");
-        if let Some(frame) = frame {
+        if let Some(Err(single)) = &frame {
+            let chain = &chains[refused];
+            assert_eq!((chain.data.len(), chain.extras), (1, 0));
+            let (fragment, request) = (single.fragment(), TxRequest::from(slots[chain.data[0]]));
+            assert_eq!((fragment.id, fragment.gref.0), (request.id, request.gref));
+            assert_eq!((fragment.offset, fragment.size), (request.offset, request.size));
+            assert!((14..=LONGEST.min(longest)).contains(&fragment.size));
+            assert!(fragment.offset + fragment.size <= 4096);
+            assert_eq!(single.csum_blank(), request.flags & 1 != 0);
+            assert_eq!(single.data_validated(), request.flags & 2 != 0);
+            self.held.push(Held::Single(fragment.id));
+            report.count("back: single taken");
+        }
+        if let Some(Ok(frame)) = frame {
             let chain = &chains[refused];
             assert_eq!((frame.fragments().len(), 0), (chain.data.len(), chain.extras));
             let mut sum = 0;
@@ -526,7 +561,7 @@ impl<'a> Backend<'a> {
             }
             assert_eq!(sum, u32::from(frame.total()));
             assert!(frame.total() <= LONGEST && frame.fragments()[0].size >= 14);
-            self.held.push(frame);
+            self.held.push(Held::Chain(Box::new(frame)));
             report.count("back: frame taken");
         }
         Ok(())
@@ -539,8 +574,17 @@ impl<'a> Backend<'a> {
         let which = self.tx.bytes.borrow_mut().below(self.held.len());
         let frame = self.held.swap_remove(which);
         let status = [Status::OKAY, Status::ERROR, Status::DROPPED][which % 3];
-        let ids: Vec<_> = frame.fragments().iter().map(|fragment| fragment.id).collect();
-        self.engine.answer_tx(frame, status).expect("it was taken here");
+        let ids: Vec<_> = match frame {
+            Held::Chain(frame) => {
+                let ids = frame.fragments().iter().map(|fragment| fragment.id).collect();
+                self.engine.answer_tx(*frame, status).expect("it was taken here");
+                ids
+            }
+            Held::Single(id) => {
+                self.engine.settle_single(id, status).expect("it was taken here");
+                vec![id]
+            }
+        };
         for id in ids {
             self.due(id, status);
         }
@@ -548,8 +592,26 @@ impl<'a> Backend<'a> {
     }
 
     fn take_rx(&mut self, report: &mut Report) -> Result<(), Fault> {
-        let len = self.rx.bytes.borrow_mut().size();
-        let taken = self.engine.take_rx(len);
+        let (len, way) = {
+            let mut bytes = self.rx.bytes.borrow_mut();
+            (bytes.size(), bytes.byte() % 3)
+        };
+        let like = self.held.iter().find_map(|held| match held {
+            Held::Chain(frame) if way == 2 && Netback::<Haunted<'_>>::is_dense(frame) => {
+                Some(frame)
+            }
+            _ => None,
+        });
+        let len = like.map_or(len, |frame| frame.total());
+        let mut pairs = Vec::new();
+        let taken = match (way, like) {
+            (1, _) => self.engine.take_rx_page(len).map(|page| page.map(Lent::One)),
+            (_, None) => self.engine.take_rx(len).map(|pages| pages.map(Lent::Many)),
+            (_, Some(frame)) => self
+                .engine
+                .take_rx_like(frame, |fragment, page| pairs.push((fragment.size, page)))
+                .map(|pages| pages.map(Lent::Many)),
+        };
         let read = self.rx.read();
         let (slots, rest) = read.as_chunks::<RX>();
         assert!(rest.is_empty(), "each slot is read once, whole");
@@ -559,11 +621,17 @@ impl<'a> Backend<'a> {
             return Ok(());
         };
         assert!(len <= LONGEST);
-        assert_eq!(frame.slots().len(), usize::from(len.div_ceil(4096).max(1)));
-        assert_eq!(frame.slots().iter().map(|slot| slot.size).sum::<u16>(), len);
-        for (slot, [_, gref]) in frame.slots().iter().zip(slots) {
-            assert_eq!(slot.gref.0, *gref);
-        }
+        let grefs: Vec<u32> = match &frame {
+            Lent::Many(frame) => {
+                assert_eq!(frame.slots().iter().map(|slot| slot.size).sum::<u16>(), len);
+                let each = frame.slots().iter().map(|slot| (slot.size, slot.gref));
+                assert!(pairs.is_empty() || each.eq(pairs.iter().copied()));
+                frame.slots().iter().map(|slot| slot.gref.0).collect()
+            }
+            Lent::One(page) => vec![page.gref.0],
+        };
+        assert_eq!(grefs.len(), usize::from(len.div_ceil(4096).max(1)));
+        assert!(grefs.iter().eq(slots.iter().map(|[_, gref]| gref)));
         self.given.push_back((frame, len));
         report.count("back: pages taken");
         Ok(())
@@ -574,18 +642,28 @@ impl<'a> Backend<'a> {
         let kind = self.rx.bytes.borrow_mut().byte();
         let (csum_blank, data_validated) = (kind & 1 != 0, kind & 2 != 0);
         let failed = kind & 12 == 12;
-        let slots = frame.slots().len();
-        for n in 0..slots {
+        let sizes: Vec<u16> = match &frame {
+            Lent::Many(frame) => frame.slots().iter().map(|slot| slot.size).collect(),
+            Lent::One(_) => vec![len],
+        };
+        for (n, size) in sizes.iter().enumerate() {
             let id = self.rx_taken.pop_front().expect("a page that was taken");
-            let size = len.saturating_sub(4096 * n as u16).min(4096);
-            let more = if n + 1 < slots { 4 } else { 0 };
+            let more = if n + 1 < sizes.len() { 4 } else { 0 };
             let sums = u16::from(csum_blank) * 2 + u16::from(data_validated);
             let flags = more | if n == 0 { sums } else { 0 };
-            self.rx_due.push_back(if failed { (id, -1, 0) } else { (id, size as i16, flags) });
+            self.rx_due.push_back(if failed {
+                (id, -1, 0)
+            } else {
+                (id, size.cast_signed(), flags)
+            });
         }
         let whole = Given::Whole { csum_blank, data_validated };
         let given = if failed { Given::Failed } else { whole };
-        self.engine.answer_rx(frame, given).expect("it is its turn");
+        let answered = match frame {
+            Lent::Many(frame) => self.engine.answer_rx(frame, given),
+            Lent::One(page) => self.engine.answer_rx_page(page, len, given),
+        };
+        answered.expect("it is its turn");
         report.count("back: pages answered");
     }
 

@@ -348,6 +348,16 @@ impl CopyOp {
         Self::new(source.into(), dest.into(), len, GNTCOPY_SOURCE_GREF | GNTCOPY_DEST_GREF)
     }
 
+    /// Takes on, to the beginning of a peer's page, what this copy, whose destination is an own page,
+    /// has brought.
+    #[inline]
+    pub fn onward(&self, dom: DomId, gref: GrantRef) -> Self {
+        let dest = Granted { dom, gref, offset: 0 }.into();
+        let (flags, status) = (GNTCOPY_DEST_GREF, GrantStatus::UNDONE);
+        // What was in its page at any offset is so at the first.
+        Self { source: self.dest, dest, len: self.len, flags, status }
+    }
+
     /// How it went.
     ///
     /// # Errors

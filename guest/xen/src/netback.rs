@@ -8,8 +8,8 @@
 
 use crate::abi::{GrantRef, PAGE_SIZE};
 use crate::netif::{
-    Fault, Refusal, RxRequest, RxResponse, RxWords, Status, TxFrame, TxResponse, TxSource, TxWords,
-    rx_flags,
+    Fault, Fragment, Refusal, RxRequest, RxResponse, RxWords, Status, TxFrame, TxResponse,
+    TxSingle, TxSource, TxWords, rx_flags,
 };
 use crate::ring::RingFault;
 use crate::shared_ring::{BackRing, Memory, SharedPage, Unasked};
@@ -59,6 +59,29 @@ impl RxFrame {
     }
 }
 
+/// The one page that a frame for the peer is to be put into, from its first byte.
+///
+/// It is to be answered exactly once, so there is no second one of it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct RxPage {
+    /// The page.
+    pub gref: GrantRef,
+    id: u16,
+    /// The number of the request, as far as two bytes hold it.
+    start: u16,
+}
+
+/// What was taken of what the frontend wants to send.
+#[derive(Debug, PartialEq, Eq)]
+pub enum TakenTx {
+    /// There was nothing.
+    Nothing,
+    /// A frame in a single slot.
+    Single(TxSingle),
+    /// A frame that is now where the caller wanted it.
+    Chain,
+}
+
 /// What became of a frame for the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Given {
@@ -71,6 +94,13 @@ pub enum Given {
     },
     /// It could not be copied.
     Failed,
+}
+
+/// What is said of a frame's checksum.
+#[inline]
+const fn sums(csum_blank: bool, data_validated: bool) -> u16 {
+    (if csum_blank { rx_flags::CSUM_BLANK } else { 0 })
+        | (if data_validated { rx_flags::DATA_VALIDATED } else { 0 })
 }
 
 /// Which event channels are to be notified. They may be the same.
@@ -90,6 +120,8 @@ pub struct Netback<M = SharedPage> {
     rx: RxRing<M>,
     longest_tx: u16,
     longest_rx: u16,
+    /// Of one page.
+    longest_rx_page: u16,
     refused: [u64; Refusal::COUNT],
     fault: Option<Fault>,
 }
@@ -102,7 +134,9 @@ impl<M: Memory> Netback<M> {
     pub fn new(tx: M, rx: M, longest_tx: u16, longest_rx: u16) -> Self {
         let (tx, rx) = (TxRing::attach(tx), RxRing::attach(rx));
         let longest_rx = longest_rx.min((RX_PAGES * PAGE_SIZE) as u16);
-        Self { tx, rx, longest_tx, longest_rx, refused: [0; Refusal::COUNT], fault: None }
+        let longest_rx_page = longest_rx.min(PAGE_SIZE as u16);
+        let refused = [0; Refusal::COUNT];
+        Self { tx, rx, longest_tx, longest_rx, longest_rx_page, refused, fault: None }
     }
 
     /// What the frontend did wrong, if it did.
@@ -162,19 +196,53 @@ impl<M: Memory> Netback<M> {
     /// [`Fault`].
     #[inline]
     pub fn take_tx_into(&mut self, frame: &mut TxFrame) -> Result<bool, Fault> {
+        Ok(self.take_tx_any(0, || frame)? != TakenTx::Nothing)
+    }
+
+    /// The same, into what `frame` gives, but a frame in a single slot and of up to `single` bytes is
+    /// not put there: whoever forwards many of those has less to look at.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    #[inline]
+    pub fn take_tx_any<'f>(
+        &mut self,
+        single: u16,
+        frame: impl FnOnce() -> &'f mut TxFrame,
+    ) -> Result<TakenTx, Fault> {
         self.sane()?;
-        let start = self.tx.next();
-        while self.tx.next().wrapping_sub(start) < TxRing::<M>::SIZE {
-            let taken = frame.fill(&mut self.tx);
-            let Some(sane) = self.check(taken)? else { return Ok(false) };
-            let long = frame.total() > self.longest_tx;
-            match sane {
-                Ok(()) if !long => return Ok(true),
+        let popped = self.tx.pop();
+        let Some(first) = self.check(popped)? else { return Ok(TakenTx::Nothing) };
+        match TxSingle::of(first, single.min(self.longest_tx)) {
+            Some(single) => Ok(TakenTx::Single(single)),
+            None => self.take_chain(first, frame(), single),
+        }
+    }
+
+    fn take_chain(
+        &mut self,
+        mut first: TxWords,
+        frame: &mut TxFrame,
+        single: u16,
+    ) -> Result<TakenTx, Fault> {
+        let start = self.tx.next().wrapping_sub(1);
+        loop {
+            let taken = frame.fill_from(first, &mut self.tx);
+            match self.check(taken)? {
+                Ok(()) if frame.total() <= self.longest_tx => return Ok(TakenTx::Chain),
                 Ok(()) => self.refuse(frame, Refusal::Long),
                 Err(why) => self.refuse(frame, why),
             }
+            if self.tx.next().wrapping_sub(start) >= TxRing::<M>::SIZE {
+                return Ok(TakenTx::Nothing);
+            }
+            let popped = self.tx.pop();
+            let Some(next) = self.check(popped)? else { return Ok(TakenTx::Nothing) };
+            if let Some(single) = TxSingle::of(next, single.min(self.longest_tx)) {
+                return Ok(TakenTx::Single(single));
+            }
+            first = next;
         }
-        Ok(false)
     }
 
     #[cold]
@@ -203,14 +271,22 @@ impl<M: Memory> Netback<M> {
         if (self.tx.unanswered() as usize) < slots {
             return Err(Unasked);
         }
-        for fragment in frame.fragments() {
-            self.tx.push(&TxResponse { id: fragment.id, status })?;
-        }
+        let answers = frame.fragments().iter();
+        self.tx.push_each(answers.map(|fragment| TxResponse { id: fragment.id, status }))?;
         for _ in 0..frame.extras {
             self.tx.push(&TxResponse { id: 0, status: Status::NULL })?;
         }
         frame.clear();
         Ok(())
+    }
+
+    /// Answers a frame in a single slot, whose fragment has this `id`.
+    ///
+    /// # Errors
+    /// [`Unasked`] if there is no request without an answer.
+    #[inline]
+    pub fn settle_single(&mut self, id: u16, status: Status) -> Result<(), Unasked> {
+        self.tx.push(&TxResponse { id, status })
     }
 
     /// Pages that a frame of `len` bytes takes.
@@ -229,6 +305,47 @@ impl<M: Memory> Netback<M> {
     /// [`Fault`].
     #[inline]
     pub fn take_rx(&mut self, len: u16) -> Result<Option<RxFrame>, Fault> {
+        let mut left = len;
+        self.take_pages(len, |_| {
+            let size = left.min(PAGE_SIZE as u16);
+            left -= size;
+            size
+        })
+    }
+
+    /// Whether a frame of another peer's lies in no more pages than it needs.
+    #[inline]
+    pub fn is_dense(frame: &TxFrame) -> bool {
+        Self::pages(frame.total()) as usize == frame.fragments().len()
+    }
+
+    /// Takes pages for such a frame, one for each of its fragments, so that each can be copied in one
+    /// piece: calls `each` for both.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    #[inline]
+    pub fn take_rx_like(
+        &mut self,
+        frame: &TxFrame,
+        mut each: impl FnMut(&Fragment, GrantRef),
+    ) -> Result<Option<RxFrame>, Fault> {
+        let mut fragments = frame.fragments().iter();
+        self.take_pages(frame.total(), |page| {
+            fragments.next().map_or(0, |fragment| {
+                each(fragment, page);
+                fragment.size
+            })
+        })
+    }
+
+    /// Takes pages for `len` bytes, of which so many go into each.
+    #[inline]
+    fn take_pages(
+        &mut self,
+        len: u16,
+        mut size: impl FnMut(GrantRef) -> u16,
+    ) -> Result<Option<RxFrame>, Fault> {
         self.sane()?;
         let wanted = Self::pages(len);
         let available = self.rx.available();
@@ -236,19 +353,52 @@ impl<M: Memory> Netback<M> {
             return Ok(None);
         }
         let none = RxSlot { gref: GrantRef(0), size: 0, id: 0 };
-        let mut frame = RxFrame { slots: [none; RX_PAGES], count: 0, start: self.rx.next() };
-        let mut left = len;
-        for slot in &mut frame.slots[..wanted as usize] {
-            let popped = self.rx.pop();
-            let Some(RxRequest { id, gref }) = self.check(popped)? else {
-                break; // They were counted, and cannot become fewer.
-            };
-            let size = left.min(PAGE_SIZE as u16);
-            left -= size;
-            *slot = RxSlot { gref: GrantRef(gref), size, id };
-            frame.count += 1;
-        }
+        // No more than fit: `longest_rx` is not longer.
+        let (count, start) = (wanted as u8, self.rx.next());
+        let mut frame = RxFrame { slots: [none; RX_PAGES], count, start };
+        let mut slots = frame.slots.iter_mut();
+        self.rx.pop_each(wanted, |RxRequest { id, gref }| {
+            if let Some(slot) = slots.next() {
+                let gref = GrantRef(gref);
+                *slot = RxSlot { gref, size: size(gref), id };
+            }
+        });
         Ok(Some(frame))
+    }
+
+    /// Takes one page for a frame of `len` bytes; `None` if the frontend has none, or one does not do.
+    ///
+    /// # Errors
+    /// [`Fault`].
+    #[inline]
+    pub fn take_rx_page(&mut self, len: u16) -> Result<Option<RxPage>, Fault> {
+        self.sane()?;
+        if len > self.longest_rx_page {
+            return Ok(None);
+        }
+        let start = self.rx.next() as u16;
+        let popped = self.rx.pop();
+        let page = self.check(popped)?;
+        Ok(page.map(|RxRequest { id, gref }| RxPage { gref: GrantRef(gref), id, start }))
+    }
+
+    /// Answers for the page of a frame of `len` bytes, as [`Self::answer_rx`] does.
+    ///
+    /// # Errors
+    /// As [`Self::answer_rx`].
+    #[inline]
+    pub fn answer_rx_page(&mut self, page: RxPage, len: u16, given: Given) -> Result<(), Unasked> {
+        if self.rx.answered() as u16 != page.start {
+            return Err(Unasked);
+        }
+        let (flags, status) = match given {
+            Given::Failed => (0, Status::ERROR.0),
+            // A page's bytes at most.
+            Given::Whole { csum_blank, data_validated } => {
+                (sums(csum_blank, data_validated), len.cast_signed())
+            }
+        };
+        self.rx.push(&RxResponse { id: page.id, offset: 0, flags, status }.into())
     }
 
     /// Answers for a frame's pages; the frontend is shown it with the next [`Self::publish`].
@@ -264,27 +414,21 @@ impl<M: Memory> Netback<M> {
         if self.rx.answered() != frame.start || (self.rx.unanswered() as usize) < slots.len() {
             return Err(Unasked);
         }
-        for (n, slot) in slots.iter().enumerate() {
-            let (flags, status) = match given {
-                Given::Failed => (0, Status::ERROR.0),
-                Given::Whole { csum_blank, data_validated } => {
-                    let mut flags = 0;
-                    if n == 0 && csum_blank {
-                        flags |= rx_flags::CSUM_BLANK;
-                    }
-                    if n == 0 && data_validated {
-                        flags |= rx_flags::DATA_VALIDATED;
-                    }
-                    if n + 1 < slots.len() {
-                        flags |= rx_flags::MORE_DATA;
-                    }
-                    // A page's bytes at most.
-                    (flags, slot.size.cast_signed())
-                }
-            };
-            self.rx.push(&RxResponse { id: slot.id, offset: 0, flags, status }.into())?;
-        }
-        Ok(())
+        let last = slots.len().wrapping_sub(1);
+        let (sums, failed) = match given {
+            Given::Failed => (0, true),
+            Given::Whole { csum_blank, data_validated } => {
+                (sums(csum_blank, data_validated), false)
+            }
+        };
+        self.rx.push_each(slots.iter().enumerate().map(|(n, slot)| {
+            let more = if n < last { rx_flags::MORE_DATA } else { 0 };
+            let flags = more | if n == 0 { sums } else { 0 };
+            // A page's bytes at most.
+            let status = slot.size.cast_signed();
+            let (flags, status) = if failed { (0, Status::ERROR.0) } else { (flags, status) };
+            RxResponse { id: slot.id, offset: 0, flags, status }.into()
+        }))
     }
 
     /// Shows the frontend all answers, and says whom to notify.

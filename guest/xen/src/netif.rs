@@ -385,9 +385,25 @@ impl TxFrame {
         &mut self,
         source: &mut impl TxSource,
     ) -> Result<Option<Result<(), Refusal>>, Fault> {
+        let Some(first) = source.next()? else {
+            self.clear();
+            return Ok(None);
+        };
+        self.fill_from(first, source).map(Some)
+    }
+
+    /// The same of a frame whose first slot has been taken already.
+    ///
+    /// # Errors
+    /// [`Fault`]; the inner error says that it is refused.
+    pub(crate) fn fill_from(
+        &mut self,
+        first: TxWords,
+        source: &mut impl TxSource,
+    ) -> Result<Result<(), Refusal>, Fault> {
         let frame = self;
         frame.clear();
-        let Some(first) = source.next()?.map(TxRequest::from) else { return Ok(None) };
+        let first = TxRequest::from(first);
         (frame.total, frame.flags) = (first.size, first.flags);
         frame.count = 1;
         let mut refusal = None;
@@ -431,12 +447,51 @@ impl TxFrame {
         if left < HEADER_LEN {
             refusal = refusal.or(Some(Refusal::Short));
         }
-        Ok(Some(refusal.map_or(Ok(()), Err)))
+        Ok(refusal.map_or(Ok(()), Err))
     }
 
     /// Forgets the frame, so that it is owed no answer.
     pub(crate) fn clear(&mut self) {
         (self.count, self.extras) = (0, 0);
+    }
+}
+
+/// A frame that the peer wants to send and that lies in one slot, checked.
+///
+/// It is to be answered exactly once, so there is no second one of it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct TxSingle {
+    fragment: Fragment,
+    flags: u16,
+}
+
+impl TxSingle {
+    /// The frame of a slot that is one by itself, sane, and of up to `longest` bytes.
+    #[inline]
+    pub(crate) fn of(words: TxWords, longest: u16) -> Option<Self> {
+        let TxRequest { gref, offset, flags, id, size } = words.into();
+        let alone = flags & (tx_flags::MORE_DATA | tx_flags::EXTRA_INFO) == 0;
+        let sane = alone && (HEADER_LEN..=longest).contains(&size);
+        let fragment = Fragment { gref: GrantRef(gref), offset, size, id };
+        (sane && within_page(offset, size).is_ok()).then_some(Self { fragment, flags })
+    }
+
+    /// Where it lies.
+    #[inline]
+    pub fn fragment(&self) -> Fragment {
+        self.fragment
+    }
+
+    /// Whether its checksum is still to be filled in.
+    #[inline]
+    pub fn csum_blank(&self) -> bool {
+        self.flags & tx_flags::CSUM_BLANK != 0
+    }
+
+    /// Whether its data is known to be good.
+    #[inline]
+    pub fn data_validated(&self) -> bool {
+        self.flags & tx_flags::DATA_VALIDATED != 0
     }
 }
 

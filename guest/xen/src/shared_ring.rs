@@ -302,6 +302,17 @@ impl<Req: Slot, Rsp: Slot, M: Memory> BackRing<Req, Rsp, M> {
         Ok(Some(request))
     }
 
+    /// Takes up to `count` of the requests that [`Self::available`] has found.
+    #[inline]
+    pub fn pop_each(&mut self, count: u32, mut each: impl FnMut(Req)) {
+        let start = self.req_cons;
+        let count = count.min(self.seen.wrapping_sub(start));
+        self.req_cons = start.wrapping_add(count);
+        for n in 0..count {
+            each(read(&self.memory, Layout::<Req, Rsp>::slot(start.wrapping_add(n))));
+        }
+    }
+
     /// Asks to be notified when there are `count` requests; whether there are already.
     ///
     /// # Errors
@@ -322,6 +333,27 @@ impl<Req: Slot, Rsp: Slot, M: Memory> BackRing<Req, Rsp, M> {
         }
         write(&self.memory, Layout::<Req, Rsp>::slot(self.rsp_prod), response);
         self.rsp_prod = self.rsp_prod.wrapping_add(1);
+        Ok(())
+    }
+
+    /// The same with several, all or none.
+    ///
+    /// # Errors
+    /// [`Unasked`].
+    #[inline]
+    pub fn push_each(
+        &mut self,
+        responses: impl ExactSizeIterator<Item = Rsp>,
+    ) -> Result<(), Unasked> {
+        if (self.unanswered() as usize) < responses.len() {
+            return Err(Unasked);
+        }
+        let mut at = self.rsp_prod;
+        for response in responses {
+            write(&self.memory, Layout::<Req, Rsp>::slot(at), &response);
+            at = at.wrapping_add(1);
+        }
+        self.rsp_prod = at;
         Ok(())
     }
 
