@@ -655,7 +655,7 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
         self.fabric.is_timed()
     }
 
-    /// One round, at `now`. `false` if there was nothing to do.
+    /// One round, at `now`. `false` if there is nothing to do for another one.
     pub fn round(&mut self, now: u64) -> bool {
         self.fabric.advance(now);
         let put_off = self.collect_put_off();
@@ -671,7 +671,9 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
             self.finish_incoming(now, next);
         }
         self.publish();
-        used > 0 || self.work.frames > frames
+        let did = used > 0 || self.work.frames > frames;
+        let waiting = self.active | (self.fabric.ready() & !self.blocked);
+        did && (waiting != 0 || self.listed > 0 || !self.late.is_empty())
     }
 
     /// Lets Xen make the first copies of the list.
@@ -1188,24 +1190,38 @@ fn bring(
 
 /// Takes pages of a host for a frame of another's, if it has as many, and lists the copies that bring it
 /// there.
+#[inline(never)]
 fn pass_on(
     (copies, used): (&mut [CopyOp; COPIES], &mut usize),
     (from, chain): (DomId, &TxFrame),
     (to, netback): (DomId, &mut Netback),
 ) -> Option<RxFrame> {
-    // A fault is found again, and counted, where the frame waits for its turn.
-    if <Netback>::is_dense(chain) {
-        let pages = netback.take_rx_like(chain, |fragment, gref| {
-            let source = Granted { dom: from, gref: fragment.gref, offset: fragment.offset };
-            let dest = Granted { dom: to, gref, offset: 0 };
-            // As above.
-            if let Ok(copy) = CopyOp::grant_to_grant(source, dest, fragment.size) {
-                copies[*used] = copy;
-                *used += 1;
-            }
-        });
-        return pages.ok()?;
+    if !<Netback>::is_dense(chain) {
+        return pass_on_in_pieces((copies, used), (from, chain), (to, netback));
     }
+    let mut next = *used;
+    // A fault is found again, and counted, where the frame waits for its turn.
+    let pages = netback.take_rx_like(chain, |fragment, gref| {
+        let source = Granted { dom: from, gref: fragment.gref, offset: fragment.offset };
+        let dest = Granted { dom: to, gref, offset: 0 };
+        // As above.
+        if let Ok(copy) = CopyOp::grant_to_grant(source, dest, fragment.size) {
+            copies[next] = copy;
+            next += 1;
+        }
+    });
+    *used = next;
+    pages.ok()?
+}
+
+/// The same for a frame whose fragments do not fill pages.
+#[inline(never)]
+fn pass_on_in_pieces(
+    (copies, used): (&mut [CopyOp; COPIES], &mut usize),
+    (from, chain): (DomId, &TxFrame),
+    (to, netback): (DomId, &mut Netback),
+) -> Option<RxFrame> {
+    // As above.
     let pages = netback.take_rx(chain.total()).ok()??;
     let mut slots = pages.slots().iter();
     let (mut slot, mut at) = (slots.next(), 0);

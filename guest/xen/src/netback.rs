@@ -53,6 +53,12 @@ pub struct RxFrame {
 }
 
 impl RxFrame {
+    /// No pages.
+    const NONE: Self = {
+        let none = RxSlot { gref: GrantRef(0), size: 0, id: 0 };
+        Self { slots: [none; RX_PAGES], count: 0, start: 0 }
+    };
+
     /// The pages, in order; their sizes add up to the frame.
     pub fn slots(&self) -> &[RxSlot] {
         &self.slots[..usize::from(self.count)]
@@ -267,12 +273,14 @@ impl<M: Memory> Netback<M> {
     /// As [`Self::answer_tx`].
     #[inline]
     pub fn settle_tx(&mut self, frame: &mut TxFrame, status: Status) -> Result<(), Unasked> {
-        let slots = frame.fragments().len() + usize::from(frame.extras);
-        if (self.tx.unanswered() as usize) < slots {
+        let fragments = frame.fragments();
+        if frame.extras > 0
+            && (self.tx.unanswered() as usize) < fragments.len() + usize::from(frame.extras)
+        {
             return Err(Unasked);
         }
-        let answers = frame.fragments().iter();
-        self.tx.push_each(answers.map(|fragment| TxResponse { id: fragment.id, status }))?;
+        let answer = |n: usize| TxResponse { id: fragments[n].id, status };
+        self.tx.push_each(fragments.len(), answer)?;
         for _ in 0..frame.extras {
             self.tx.push(&TxResponse { id: 0, status: Status::NULL })?;
         }
@@ -305,12 +313,13 @@ impl<M: Memory> Netback<M> {
     /// [`Fault`].
     #[inline]
     pub fn take_rx(&mut self, len: u16) -> Result<Option<RxFrame>, Fault> {
-        let mut left = len;
-        self.take_pages(len, |_| {
+        let (mut frame, mut left) = (RxFrame::NONE, len);
+        let taken = self.take_pages(len, &mut frame, |_| {
             let size = left.min(PAGE_SIZE as u16);
             left -= size;
             size
-        })
+        })?;
+        Ok(taken.then_some(frame))
     }
 
     /// Whether a frame of another peer's lies in no more pages than it needs.
@@ -331,31 +340,36 @@ impl<M: Memory> Netback<M> {
         mut each: impl FnMut(&Fragment, GrantRef),
     ) -> Result<Option<RxFrame>, Fault> {
         let mut fragments = frame.fragments().iter();
-        self.take_pages(frame.total(), |page| {
+        let mut pages = RxFrame::NONE;
+        let taken = self.take_pages(frame.total(), &mut pages, |page| {
             fragments.next().map_or(0, |fragment| {
                 each(fragment, page);
                 fragment.size
             })
-        })
+        });
+        match taken {
+            Ok(true) => Ok(Some(pages)),
+            Ok(false) => Ok(None),
+            Err(fault) => Err(fault),
+        }
     }
 
-    /// Takes pages for `len` bytes, of which so many go into each.
+    /// Takes pages for `len` bytes, of which so many go into each; whether there are as many.
     #[inline]
     fn take_pages(
         &mut self,
         len: u16,
+        frame: &mut RxFrame,
         mut size: impl FnMut(GrantRef) -> u16,
-    ) -> Result<Option<RxFrame>, Fault> {
+    ) -> Result<bool, Fault> {
         self.sane()?;
         let wanted = Self::pages(len);
         let available = self.rx.available();
         if !self.may_give(len) || self.check(available)? < wanted {
-            return Ok(None);
+            return Ok(false);
         }
-        let none = RxSlot { gref: GrantRef(0), size: 0, id: 0 };
         // No more than fit: `longest_rx` is not longer.
-        let (count, start) = (wanted as u8, self.rx.next());
-        let mut frame = RxFrame { slots: [none; RX_PAGES], count, start };
+        (frame.count, frame.start) = (wanted as u8, self.rx.next());
         let mut slots = frame.slots.iter_mut();
         self.rx.pop_each(wanted, |RxRequest { id, gref }| {
             if let Some(slot) = slots.next() {
@@ -363,7 +377,7 @@ impl<M: Memory> Netback<M> {
                 *slot = RxSlot { gref, size: size(gref), id };
             }
         });
-        Ok(Some(frame))
+        Ok(true)
     }
 
     /// Takes one page for a frame of `len` bytes; `None` if the frontend has none, or one does not do.
@@ -411,7 +425,7 @@ impl<M: Memory> Netback<M> {
     /// was connected.
     pub fn answer_rx(&mut self, frame: RxFrame, given: Given) -> Result<(), Unasked> {
         let slots = frame.slots();
-        if self.rx.answered() != frame.start || (self.rx.unanswered() as usize) < slots.len() {
+        if self.rx.answered() != frame.start {
             return Err(Unasked);
         }
         let last = slots.len().wrapping_sub(1);
@@ -421,14 +435,15 @@ impl<M: Memory> Netback<M> {
                 (sums(csum_blank, data_validated), false)
             }
         };
-        self.rx.push_each(slots.iter().enumerate().map(|(n, slot)| {
+        self.rx.push_each(slots.len(), |n| {
+            let slot = slots[n];
             let more = if n < last { rx_flags::MORE_DATA } else { 0 };
             let flags = more | if n == 0 { sums } else { 0 };
             // A page's bytes at most.
             let status = slot.size.cast_signed();
             let (flags, status) = if failed { (0, Status::ERROR.0) } else { (flags, status) };
             RxResponse { id: slot.id, offset: 0, flags, status }.into()
-        }))
+        })
     }
 
     /// Shows the frontend all answers, and says whom to notify.

@@ -405,7 +405,7 @@ impl TxFrame {
         frame.clear();
         let first = TxRequest::from(first);
         (frame.total, frame.flags) = (first.size, first.flags);
-        frame.count = 1;
+        let mut count = 1;
         let mut refusal = None;
         let mut more = first.flags & tx_flags::EXTRA_INFO != 0;
         while more {
@@ -429,10 +429,10 @@ impl TxFrame {
             }
             within_page(offset, size)?;
             left = left.checked_sub(size).ok_or(Fault::TooMuch)?;
-            match frame.fragments.get_mut(usize::from(frame.count)) {
+            match frame.fragments.get_mut(count) {
                 Some(fragment) => {
                     *fragment = Fragment { gref: GrantRef(gref), offset, size, id };
-                    frame.count += 1;
+                    count += 1;
                 }
                 None => {
                     refusal = Some(Refusal::Slots);
@@ -444,10 +444,13 @@ impl TxFrame {
         within_page(first.offset, left)?;
         let TxRequest { gref, offset, id, .. } = first;
         frame.fragments[0] = Fragment { gref: GrantRef(gref), offset, size: left, id };
-        if left < HEADER_LEN {
-            refusal = refusal.or(Some(Refusal::Short));
-        }
-        Ok(refusal.map_or(Ok(()), Err))
+        // No more than there are fragments.
+        frame.count = count as u8;
+        Ok(match refusal {
+            Some(why) => Err(why),
+            None if left < HEADER_LEN => Err(Refusal::Short),
+            None => Ok(()),
+        })
     }
 
     /// Forgets the frame, so that it is owed no answer.

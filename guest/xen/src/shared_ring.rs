@@ -336,21 +336,22 @@ impl<Req: Slot, Rsp: Slot, M: Memory> BackRing<Req, Rsp, M> {
         Ok(())
     }
 
-    /// The same with several, all or none.
+    /// The same with the first `count` that `response` gives, all or none.
     ///
     /// # Errors
     /// [`Unasked`].
     #[inline]
     pub fn push_each(
         &mut self,
-        responses: impl ExactSizeIterator<Item = Rsp>,
+        count: usize,
+        mut response: impl FnMut(usize) -> Rsp,
     ) -> Result<(), Unasked> {
-        if (self.unanswered() as usize) < responses.len() {
+        if (self.unanswered() as usize) < count {
             return Err(Unasked);
         }
         let mut at = self.rsp_prod;
-        for response in responses {
-            write(&self.memory, Layout::<Req, Rsp>::slot(at), &response);
+        for n in 0..count {
+            write(&self.memory, Layout::<Req, Rsp>::slot(at), &response(n));
             at = at.wrapping_add(1);
         }
         self.rsp_prod = at;
