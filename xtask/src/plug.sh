@@ -65,7 +65,7 @@ same_at_port() { # NAME NUMBER: of the port, from 1 on; no frame between them is
     at_host=$(awk '/eth0:/ { print $11, $3 }' out)
     at_port=$(tdf port show switch0 --json | tr -d '\n ' | grep -o '"[rt]x_frames":[0-9]*' |
         awk -F: -v port="$2" 'NR == 2 * port - 1 { rx = $2 } NR == 2 * port { print rx, $2 }')
-    [ "$at_host" = "$at_port" ]
+    [ -n "$at_host" ] && [ "$at_host" = "$at_port" ]
 }
 balanced() { # each frame has one end for each of its receivers, or is held
     tr -d '\n "' <json | sed 's/.*ledger:{\([^}]*\)}.*/\1/' | tr , '\n' >ledger

@@ -66,15 +66,6 @@ impl fmt::Display for Mac {
     }
 }
 
-/// Destination and source of a frame.
-#[inline]
-pub fn addresses(head: &[u8; HEADER]) -> (Mac, Mac) {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, _, _] = *head;
-    let to = u64::from_le_bytes([a, b, c, d, e, f, 0, 0]);
-    let from = u64::from_le_bytes([g, h, i, j, k, l, 0, 0]);
-    (Mac(to & Mac::BITS), Mac(from & Mac::BITS))
-}
-
 /// Destination and source of a frame as they lie there, to be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ends {
@@ -95,6 +86,7 @@ impl Ends {
     }
 
     /// Destination and source.
+    #[inline]
     pub fn addresses(self) -> (Mac, Mac) {
         let from = self.low >> 48 | u64::from(self.high) << 16;
         (Mac(self.low & Mac::BITS), Mac(from))
@@ -315,8 +307,7 @@ mod tests {
     fn addresses_are_read_and_printed_as_on_the_wire() {
         let head = frame(&[], TYPE_IPV4, &[]);
         let head = head[..HEADER].try_into().unwrap();
-        let (to, from) = addresses(head);
-        assert_eq!(Ends::of(head).addresses(), (to, from));
+        let (to, from) = Ends::of(head).addresses();
         assert_eq!(
             (to.to_string(), from.to_string()),
             ("00:16:3e:01:02:03".into(), "00:16:3e:04:05:06".into())

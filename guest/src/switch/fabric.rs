@@ -487,7 +487,7 @@ impl Fabric {
             counters.runt += 1;
             return self.pool.release(frame);
         };
-        let (to, from) = ether::addresses(head);
+        let (to, from) = Ends::of(head).addresses();
         if self.fdb.learn(from, port as u8, at) {
             self.forget_ways();
         }
