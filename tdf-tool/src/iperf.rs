@@ -10,15 +10,26 @@ pub(crate) struct Pings {
     pub(crate) rtt_ns: Vec<i64>,
     /// Requests.
     pub(crate) sent: u32,
+    /// Replies that the host has got, ping or not.
+    pub(crate) replies: u32,
 }
 
 impl Pings {
-    /// Reads ping's output.
+    /// Shows the host's counters of ICMP, before a ping and behind it. Busybox's ping lets its socket
+    /// hold three replies: of four that come at once it misses one, which no network has lost.
+    pub(crate) const COUNTERS: &str = "grep ^Icmp: /proc/net/snmp";
+
+    /// Reads ping's output between [`Self::COUNTERS`].
     ///
     /// # Errors
     /// It is none.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let mut pings = Self::default();
+        let (before, after) = text.split_once("PING ").unwrap_or(("", text));
+        let replies = |text| netstat(text, "Icmp:", "InEchoReps");
+        let got = replies(after).zip(replies(before)).map(|(after, before)| after - before);
+        let got = got.ok_or("the host counts no replies to its pings")?;
+        pings.replies = u32::try_from(got).map_err(|_| "the host counts replies backwards")?;
         for line in text.lines() {
             if let Some((_, time)) = line.split_once(" time=") {
                 pings.rtt_ns.push(milliseconds(time).ok_or_else(|| unknown(line))?);
@@ -33,17 +44,26 @@ impl Pings {
         }
     }
 
-    /// Mean time of a round trip, ns. Ping reads its clock in whole us before and after, so that its
-    /// errors cancel on average.
-    pub(crate) fn mean_ns(&self) -> Option<i64> {
-        let count = i64::try_from(self.rtt_ns.len()).ok().filter(|&count| count > 0)?;
-        Some(self.rtt_ns.iter().sum::<i64>() / count)
+    /// The round trip in the middle of all by its time, ns: not the mean, of which a single one that
+    /// had to wait for something else on its processor can be more than all others together.
+    pub(crate) fn typical_ns(&self) -> Option<i64> {
+        let mut sorted = self.rtt_ns.clone();
+        sorted.sort_unstable();
+        sorted.get(sorted.len() / 2).copied()
     }
 
-    /// Requests that nobody answered.
-    pub(crate) fn lost(&self) -> u32 {
-        self.sent.saturating_sub(self.rtt_ns.len() as u32)
+    /// Requests to which no reply has come.
+    pub(crate) const fn lost(&self) -> u32 {
+        self.sent.saturating_sub(self.replies)
     }
+}
+
+/// The counter `name` of the table `table` in `/proc/net/netstat` or `snmp`, which has a line of
+/// names and one of values.
+pub(crate) fn netstat(text: &str, table: &str, name: &str) -> Option<i64> {
+    let mut lines = text.lines().filter(|line| line.starts_with(table));
+    let at = lines.next()?.split_whitespace().position(|word| word == name)?;
+    lines.next()?.split_whitespace().nth(at)?.parse().ok()
 }
 
 fn unknown(line: &str) -> String {
@@ -66,8 +86,6 @@ fn milliseconds(text: &str) -> Option<i64> {
 pub(crate) struct Flow {
     /// What arrived, bits of payload in a second.
     pub(crate) goodput: f64,
-    /// What arrived, bytes of payload.
-    pub(crate) bytes: u64,
     /// Segments sent again.
     pub(crate) retransmits: u64,
 }
@@ -89,11 +107,9 @@ impl Flow {
             Value::Null => &end["sum"],
             sum => sum,
         };
-        let number = |key: &str| received[key].as_f64();
-        let missing = "iperf3's answer has no sum of what was received";
+        let goodput = received["bits_per_second"].as_f64();
         Ok(Self {
-            goodput: number("bits_per_second").ok_or(missing)?,
-            bytes: number("bytes").ok_or(missing)? as u64,
+            goodput: goodput.ok_or("iperf3's answer has no sum of what was received")?,
             retransmits: end["sum_sent"]["retransmits"].as_u64().unwrap_or(0),
         })
     }
@@ -105,24 +121,37 @@ mod tests {
 
     #[test]
     fn round_trips_are_read_to_the_microsecond() {
-        let text = "PING 10.0.0.2 (10.0.0.2): 56 data bytes\n\
+        let text = "Icmp: InMsgs InEchoReps\nIcmp: 9 7\n\
+            PING 10.0.0.2 (10.0.0.2): 56 data bytes\n\
             64 bytes from 10.0.0.2: seq=0 ttl=64 time=0.674 ms\n\
             64 bytes from 10.0.0.2: seq=2 ttl=64 time=12.001 ms\n\n\
             --- 10.0.0.2 ping statistics ---\n\
             3 packets transmitted, 2 packets received, 33% packet loss\n";
-        let pings = Pings::parse(text).unwrap();
+        let with = |replies| format!("{text}Icmp: InMsgs InEchoReps\nIcmp: 20 {replies}");
+        let pings = Pings::parse(&with(9)).unwrap();
         assert_eq!(pings.rtt_ns, [674_000, 12_001_000]);
         assert_eq!((pings.sent, pings.lost()), (3, 1));
-        assert_eq!(pings.mean_ns(), Some(6_337_500));
+        assert_eq!(pings.typical_ns(), Some(12_001_000));
+        // One had no room in ping's socket; one came twice.
+        assert_eq!(Pings::parse(&with(10)).unwrap().lost(), 0);
+        assert_eq!(Pings::parse(&with(11)).unwrap().lost(), 0);
+        assert!(Pings::parse(text).is_err() && Pings::parse(&with(6)).is_err());
         assert!(Pings::parse("ping: bad address").is_err());
-        assert!(Pings::parse("x time=0.6x ms\n1 packets transmitted").is_err());
+        assert!(Pings::parse(&with(9).replace("0.674", "0.6x")).is_err());
+    }
+
+    #[test]
+    fn counters_are_found_by_their_names() {
+        let text = "TcpExt: A B\nTcpExt: 1 2\nIpExt: X InCEPkts Y\nIpExt: 7 8 9\n";
+        assert_eq!(netstat(text, "IpExt:", "InCEPkts"), Some(8));
+        assert_eq!(netstat(text, "IpExt:", "Z"), None);
     }
 
     #[test]
     fn flows_are_read_and_errors_are_shown() {
         let json = r#"{"end":{"sum_sent":{"retransmits":3},
             "sum_received":{"bytes":1250000,"bits_per_second":1e7}}}"#;
-        let flow = Flow { goodput: 1e7, bytes: 1_250_000, retransmits: 3 };
+        let flow = Flow { goodput: 1e7, retransmits: 3 };
         assert_eq!(Flow::parse(json), Ok(flow));
         let refused = Flow::parse(r#"{"error":"unable to connect"}"#);
         assert_eq!(refused, Err("iperf3: unable to connect".to_owned()));

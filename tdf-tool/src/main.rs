@@ -6,6 +6,7 @@
 use std::error::Error;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -166,6 +167,24 @@ enum Verb {
         #[arg(long, default_value_t = 0)]
         longer: usize,
     },
+    /// Inside a guest: wait for a TCP flow and its end; show how many bytes of it came into order
+    /// between its first and its last segment, and in how many ns
+    Goodput {
+        /// The interface
+        interface: String,
+        /// The address that it comes from
+        #[arg(long)]
+        from: Ipv4Addr,
+        /// The port that it goes to
+        #[arg(long)]
+        port: u16,
+        /// It begins with a frame of more bytes
+        #[arg(long, default_value_t = 0)]
+        longer: usize,
+        /// So much time at its beginning does not count: 1.5 s
+        #[arg(long, value_parser = Span::parse)]
+        after: Option<Span>,
+    },
     /// The ports of a switch that runs
     #[command(subcommand)]
     Port(PortVerb),
@@ -303,6 +322,13 @@ fn execute(verb: Verb) -> Result<bool, Box<dyn Error>> {
             let gaps = arrivals::gaps(&interface, frames, longer)
                 .map_err(|e| format!("cannot listen on {interface}: {e}"))?;
             print(&gaps)?;
+        }
+        Verb::Goodput { interface, from, port, longer, after } => {
+            let wanted =
+                arrivals::Wanted { from, port, longer, after_ns: after.map_or(0, Span::ns) };
+            let goodput = arrivals::goodput(&interface, wanted)
+                .map_err(|e| format!("cannot listen on {interface}: {e}"))?;
+            print(&format!("{goodput}\n"))?;
         }
         Verb::Port(verb) => port(verb)?,
     }

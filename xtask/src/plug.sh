@@ -240,7 +240,7 @@ check 'the switch lends a ring' await asked
 check 'ping goes on' ask h1 'ping -c 20 -i 0.05 10.0.0.2'
 # A reader that does not come costs frames in the file, and nothing else.
 kill -STOP "$capture"
-check 'TCP goes on, although nobody reads' ask h1 'iperf3 -c 10.0.0.2 -n 1M -i 0'
+check 'TCP goes on, although nobody reads' ask h1 'iperf3 -c 10.0.0.2 -n 1M -i 0.1'
 kill -CONT "$capture"
 usleep 500000
 kill -INT "$capture"

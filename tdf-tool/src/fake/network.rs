@@ -147,28 +147,31 @@ impl FakeNetwork {
             words.get(at + 1).copied()
         };
         match words[0] {
-            "ping" => {
-                let to = words[words.len() - 1];
+            "grep" if command.contains("; ping ") => {
+                let to = between(command, "-W 1 ", &[';']).expect("an address");
                 let count = option("-c").and_then(|c| c.parse().ok()).expect("a count");
                 let size: u32 = option("-s").and_then(|s| s.parse().ok()).expect("a size");
                 (self.ping(store, host, to, tdf, count, size), i64::from(count) * 20_000_000)
             }
             "iperf3" if words.contains(&"-c") => {
-                let to = option("-c").expect("a server");
-                let rates = self.path(store, host, to).map(|spec| spec.rate);
+                self.marks += 50;
+                let again = if self.fault == NetFault::Lossy { 3 } else { 0 };
+                let json = format!(
+                    "{{\"end\":{{\"sum_sent\":{{\"retransmits\":{again}}},\
+                     \"sum_received\":{{\"bits_per_second\":1}}}}}}"
+                );
+                (json, 2_000_000_000)
+            }
+            "tdf" if words[1] == "goodput" => {
+                let from = option("--from").expect("a sender");
+                let rates = self.path(store, from, host).map(|spec| spec.rate);
                 let all = tdf.to_real(CARRIED.into()) as u64;
                 let rate = rates.into_iter().flatten().map(|rate| rate.as_bits() * 1448 / 1538);
                 let mut goodput = rate.min().unwrap_or(all).min(all);
                 if self.fault == NetFault::Slow {
                     goodput = goodput / 100 * 98;
                 }
-                self.marks += 50;
-                let again = if self.fault == NetFault::Lossy { 3 } else { 0 };
-                let json = format!(
-                    "{{\"end\":{{\"sum_sent\":{{\"retransmits\":{again}}},\
-                     \"sum_received\":{{\"bytes\":1,\"bits_per_second\":{goodput}}}}}}}"
-                );
-                (json, 2_000_000_000)
+                (format!("{goodput} 8000000000\n"), 2_000_000_000)
             }
             "cat" if command.contains("netstat") => {
                 let seen =
@@ -203,7 +206,8 @@ impl FakeNetwork {
             NetFault::Undilated => OWN_NS,
             _ => tdf.to_virtual(OWN_NS.into()) as i64,
         };
-        let (mut text, mut answered) = (String::new(), 0);
+        let counters = |replies| format!("Icmp: InMsgs InEchoReps\nIcmp: 9 {replies}\n");
+        let (mut text, mut answered) = (counters(0) + &format!("PING {to}\n"), 0);
         for seq in 0..count {
             let sent = u64::from(seq + 1) * 20_000_000;
             let (mut at, mut lost) = (sent, false);
@@ -232,6 +236,6 @@ impl FakeNetwork {
         }
         text + &format!(
             "{count} packets transmitted, {answered} packets received, 0% packet loss\n"
-        )
+        ) + &counters(answered)
     }
 }

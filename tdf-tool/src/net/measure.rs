@@ -7,11 +7,12 @@ use switch_model::PortSpec;
 use tdf_abi::Tdf;
 
 use super::Lab;
+use crate::arrivals::Goodput;
 use crate::checks::{
     Check, Cost, Equality, Idle, Kind, Load, Overload, Ping, Processing, Tcp, span,
 };
 use crate::dom0::Dom0;
-use crate::iperf::{Flow, Pings};
+use crate::iperf::{Flow, Pings, netstat};
 use crate::network::{Hop, Link, PortSettings};
 use crate::plot;
 use crate::report::{CheckReport, Figure};
@@ -40,6 +41,14 @@ const CALIBRATION_BYTES: u64 = 3_000_000;
 /// Of what ideal ports carry, so much is promised, in percent: a port with a rate also has to wait
 /// for the moment of each frame.
 const PROMISED: i64 = 80;
+
+/// The port on which iperf3 serves.
+const IPERF3_PORT: u16 = 5201;
+/// No reports while iperf3 runs.
+const SILENT: &str = "-i 0";
+/// The same as far as it can be where bytes or blocks are counted: from 3.16 on iperf3 looks only at
+/// the end of an interval whether all have been sent (esnet/iperf#1768), and this is its shortest.
+const COUNTED: &str = "-i 0.1";
 
 /// By how much a goodput may be off theory, in thousandths.
 const GOODPUT_PERMILLE: i64 = 10;
@@ -127,12 +136,14 @@ impl<M: Dom0> Lab<'_, M> {
         let to = self.address(to)?;
         let every = every.ns();
         let seconds = format!("{}.{:06}", every / 1_000_000_000, every / 1_000 % 1_000_000);
-        let command = format!("ping -c {count} -i {seconds} -s {size} -W 1 {to}");
+        let counters = Pings::COUNTERS;
+        let command =
+            format!("{counters}; ping -c {count} -i {seconds} -s {size} -W 1 {to}; {counters}");
         let span = every * i64::from(*count) + 2_000_000_000;
         Pings::parse(&self.call(from, &command, span)?.text())
     }
 
-    /// Mean time of a round trip on ideal ports at the factor of now: what the machine itself adds.
+    /// Time of a round trip on ideal ports at the factor of now: what the machine itself adds.
     fn ideal_rtt(&mut self, ping: &Ping) -> Result<i64, String> {
         let key = (ping.from.clone(), ping.to.clone(), ping.size, self.tdf.to_string());
         if let Some(&rtt) = self.ideal_rtt.get(&key) {
@@ -142,7 +153,7 @@ impl<M: Dom0> Lab<'_, M> {
         // The first ones find out addresses and places.
         self.pings(&Ping { count: 3, ..ping.clone() })?;
         let pings = self.pings(&Ping { count: 20, ..ping.clone() })?;
-        let rtt = pings.mean_ns().ok_or("no ping was answered on ideal ports")?;
+        let rtt = pings.typical_ns().ok_or("no ping was answered on ideal ports")?;
         self.ideal_rtt.insert(key, rtt);
         Ok(rtt)
     }
@@ -168,8 +179,10 @@ impl<M: Dom0> Lab<'_, M> {
         let figures = &mut report.figures;
         figures.push(Figure::plain("delays and serialisation", NANOSECONDS, exact));
         figures.push(Figure::plain("on ideal ports", NANOSECONDS, machine));
-        if let Some(rtt) = pings.mean_ns() {
+        if let Some(rtt) = pings.typical_ns() {
             figures.push(Figure::judged("round trip", NANOSECONDS, range, rtt));
+            let longest = pings.rtt_ns.iter().copied().max().unwrap_or(0);
+            figures.push(Figure::plain("longest of them", NANOSECONDS, longest));
             let whole = exact + machine;
             let off = (rtt - whole) * 10_000 / whole.max(1);
             let what = "off the sum of both";
@@ -207,8 +220,32 @@ impl<M: Dom0> Lab<'_, M> {
     fn flow(&mut self, from: &str, to: &str, how: &str, virtual_ns: i64) -> Result<Flow, String> {
         self.serve(to)?;
         let address = self.address(to)?;
-        let command = format!("iperf3 -c {address} {how} -i 0 -J");
+        let command = format!("iperf3 -c {address} {how} -J");
         Flow::parse(&self.call(from, &command, virtual_ns + 10_000_000_000)?.text())
+    }
+
+    /// A TCP flow that iperf3 makes, and what of it the receiving host had in order, by the stamps of
+    /// its kernel: iperf3's own figure is of the time until it saw that all was over.
+    fn in_order(
+        &mut self,
+        from: &str,
+        to: &str,
+        how: &str,
+        after: Option<&str>,
+        virtual_ns: i64,
+    ) -> Result<(Goodput, Flow), String> {
+        self.serve(to)?;
+        let sender = self.address(from)?;
+        let (longer, limit) = (self.mtu(from, to) / 2, virtual_ns + 10_000_000_000);
+        let after = after.map_or_else(String::new, |after| format!(" --after {after}"));
+        let job = self.begin(
+            to,
+            &format!(
+                "tdf goodput eth0 --from {sender} --port {IPERF3_PORT} --longer {longer}{after}"
+            ),
+        )?;
+        let flow = self.flow(from, to, how, virtual_ns)?;
+        Ok((Goodput::parse(&self.end(job, limit)?.text())?, flow))
     }
 
     /// Goodput of TCP on ideal ports at the factor of now: what the machine itself can carry.
@@ -218,8 +255,8 @@ impl<M: Dom0> Lab<'_, M> {
             return Ok(goodput);
         }
         self.idealise()?;
-        let how = format!("-n {CALIBRATION_BYTES}");
-        let goodput = self.flow(from, to, &how, 60_000_000_000)?.goodput as i64;
+        let how = format!("-n {CALIBRATION_BYTES} {COUNTED}");
+        let goodput = self.in_order(from, to, &how, None, 60_000_000_000)?.0.bits_per_second();
         self.ideal_tcp.insert(key, goodput);
         Ok(goodput)
     }
@@ -280,15 +317,15 @@ impl<M: Dom0> Lab<'_, M> {
             marked = (self.marks(to)?, self.marks_set(&path)?);
         }
         let (seconds, omit) = (for_virtual.ns() / 1_000_000_000, after.ns() / 1_000_000_000);
-        let how = match bytes {
-            Some(bytes) => format!("-n {}", bytes.as_bytes()),
-            None => format!("-t {seconds} -O {omit}"),
+        let (how, after_text) = match bytes {
+            Some(bytes) => (format!("-n {} {COUNTED}", bytes.as_bytes()), None),
+            None => (format!("-t {seconds} -O {omit} {SILENT}"), Some(format!("{omit}s"))),
         };
-        let flow = self.flow(from, to, &how, for_virtual.ns() + after.ns())?;
-        let goodput = flow.goodput as i64;
+        let most = for_virtual.ns() + after.ns();
+        let (goodput, flow) = self.in_order(from, to, &how, after_text.as_deref(), most)?;
         let range = around(expected, GOODPUT_PERMILLE);
-        report.figures.push(Figure::judged("goodput", BITS, range, goodput));
-        report.figures.push(Figure::plain("received", "bytes", narrow(flow.bytes.into())));
+        report.figures.push(Figure::judged("goodput", BITS, range, goodput.bits_per_second()));
+        report.figures.push(Figure::plain("received", "bytes", narrow(goodput.bytes.into())));
         let retransmits = narrow(flow.retransmits.into());
         report.figures.push(Figure::plain("sent again", "segments", retransmits));
         if retransmits > 0 {
@@ -373,13 +410,13 @@ impl<M: Dom0> Lab<'_, M> {
         let seconds = 2 + i64::from(*count) * 20 / 1000;
         let job = self.begin(
             from,
-            &format!("iperf3 -c {address} -u -b {bits} -l {payload} -t {seconds} -i 0 -J"),
+            &format!("iperf3 -c {address} -u -b {bits} -l {payload} -t {seconds} {SILENT} -J"),
         )?;
         // Until the connection stands and the buffer is full.
         self.call(from, "usleep 600000", 1_000_000_000)?;
         let pings = self.pings(&ping)?;
         let flow = Flow::parse(&self.end(job, 10_000_000_000 + seconds * 1_000_000_000)?.text())?;
-        let rtt = pings.mean_ns().ok_or("no ping came through the full queue")?;
+        let rtt = pings.typical_ns().ok_or("no ping came through the full queue")?;
         let offered = narrow(bits.into());
         report.figures.push(Figure::at_least("offered, above the port's", BITS, goodput, offered));
         report.figures.push(Figure::judged("round trip", NANOSECONDS, range, rtt));
@@ -403,7 +440,7 @@ impl<M: Dom0> Lab<'_, M> {
             let every = span(20_000_000);
             let ping = Ping { from, to, count: *count, size: 56, every, within_percent: None };
             self.pings(&Ping { count: 3, ..ping.clone() })?;
-            let rtt = self.pings(&ping)?.mean_ns().ok_or("no ping was answered")?;
+            let rtt = self.pings(&ping)?.typical_ns().ok_or("no ping was answered")?;
             let what = format!("round trip at TDF {tdf}");
             report.figures.push(match first {
                 None => {
@@ -447,7 +484,7 @@ impl<M: Dom0> Lab<'_, M> {
                     skip + 1
                 ),
             )?;
-            let how = format!("-t {seconds} -O {seconds}");
+            let how = format!("-t {seconds} -O {seconds} {SILENT}");
             let flow = self.flow(from, to, &how, 2 * for_virtual.ns())?;
             let answer = self.end(job, 2 * for_virtual.ns())?;
             let gaps = answer.lines.iter().map(|line| line.parse::<i64>());
@@ -522,7 +559,10 @@ impl<M: Dom0> Lab<'_, M> {
     ) -> Result<Spent, String> {
         self.serve(to)?;
         let (received, before) = (self.received(to)?, self.spent()?);
-        self.flow(from, to, how, virtual_ns)?;
+        let address = self.address(to)?;
+        // What it would tell on its console dom0 would have to read.
+        let command = format!("iperf3 -c {address} {how} >/dev/null");
+        self.call(from, &command, virtual_ns + 10_000_000_000)?;
         let (after, received_after) = (self.spent()?, self.received(to)?);
         Ok(Spent { frames: received_after - received, ..after.minus(&before) })
     }
@@ -535,12 +575,12 @@ impl<M: Dom0> Lab<'_, M> {
             Some(frames) => {
                 let bits = u64::from(payload) * 8 * u64::from(frames);
                 let seconds = 1 + i64::from(load.frames.div_ceil(frames));
-                let how = |seconds| format!("-u -b {bits} -l {payload} -t {seconds}");
+                let how = |seconds| format!("-u -b {bits} -l {payload} -t {seconds} {SILENT}");
                 (how(1), how(seconds), seconds * SECOND)
             }
             None => {
                 let count = SHORT_FLOOD.saturating_add(load.frames);
-                let how = |count| format!("-u -b 0 -l {payload} -k {count}");
+                let how = |count| format!("-u -b 0 -l {payload} -k {count} {COUNTED}");
                 (how(SHORT_FLOOD), how(count), i64::from(count / SLOWEST_FLOOD) * SECOND)
             }
         };
@@ -556,7 +596,7 @@ impl<M: Dom0> Lab<'_, M> {
         self.idealise()?;
         for ends in [&cost.ours, &cost.theirs] {
             // A program's first run in a host takes seconds for random numbers.
-            self.burst(ends, "-u -l 100 -k 10", SECOND)?;
+            self.burst(ends, &format!("-u -l 100 -k 10 {COUNTED}"), SECOND)?;
         }
         for load in &cost.loads {
             for &size in &cost.sizes {
@@ -647,14 +687,6 @@ impl Spent {
     }
 }
 
-/// The counter `name` of the table `table` in `/proc/net/netstat`, which has a line of names and
-/// one of values.
-fn netstat(text: &str, table: &str, name: &str) -> Option<i64> {
-    let mut lines = text.lines().filter(|line| line.starts_with(table));
-    let at = lines.next()?.split_whitespace().position(|word| word == name)?;
-    lines.next()?.split_whitespace().nth(at)?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -693,12 +725,5 @@ mod tests {
         assert_eq!(hop.spec.rate, Some(Rate::mbit(100)));
         assert_eq!(goodput, 100_000_000 * 1448 / 1538);
         assert!(bottleneck(&path[2..], 1514, 1448).is_none());
-    }
-
-    #[test]
-    fn counters_are_found_by_their_names() {
-        let text = "TcpExt: A B\nTcpExt: 1 2\nIpExt: X InCEPkts Y\nIpExt: 7 8 9\n";
-        assert_eq!(netstat(text, "IpExt:", "InCEPkts"), Some(8));
-        assert_eq!(netstat(text, "IpExt:", "Z"), None);
     }
 }
