@@ -54,11 +54,11 @@ job=0
 
 # What h1 and h2 and the switch have counted.
 answered() { # every request of h1's kernel, which counts replies that its ping may miss
-    ask h1 'usleep 500000; grep ^IcmpMsg: /proc/net/snmp' || return 1
-    awk '/^IcmpMsg:/ && !names { names = split($0, name); next }
-         /^IcmpMsg:/ { for (n = 2; n <= names; n++) count[name[n]] = $n }
-         END { print "        " count["OutType8"] + 0 " requests, " count["InType0"] + 0 " replies"
-               exit count["OutType8"] < 20 || count["OutType8"] != count["InType0"] }' out
+    ask h1 'usleep 500000; grep ^Icmp: /proc/net/snmp' || return 1
+    awk '/^Icmp:/ && !names { names = split($0, name); next }
+         /^Icmp:/ { for (n = 2; n <= names; n++) count[name[n]] = $n }
+         END { print "        " count["OutEchos"] + 0 " requests, " count["InEchoReps"] + 0 " replies"
+               exit count["OutEchos"] < 20 || count["OutEchos"] != count["InEchoReps"] }' out
 }
 same_at_port() { # NAME NUMBER: of the port, from 1 on; no frame between them is missing
     ask "$1" 'grep eth0: /proc/net/dev' || return 1
