@@ -44,7 +44,8 @@ changes=$(argument tdf.changes)
 # For scripts.
 TDF_SEED=$(argument tdf.seed)
 TDF_CALLS=$(argument tdf.calls)
-export TDF_SEED TDF_CALLS
+TDF_FACTOR=$tdf
+export TDF_SEED TDF_CALLS TDF_FACTOR
 script=$(argument tdf.script)
 [ -z "$script" ] || set -- sh "/usr/share/xen-tdf/$script"
 echo "lab: $*"

@@ -194,6 +194,10 @@ fn parts(options: &Options) -> Result<Parts> {
 /// Something could not be built, the boot failed, or no verdict came out of it.
 pub fn run(options: &Options) -> Result<Outcome> {
     let scenario_file = scenario_file(&options.scenario)?;
+    let script = dom0::SCRIPTS.iter().any(|(name, _)| *name == options.scenario);
+    if script && options.scenario != LIFE && options.tdf.is_some() {
+        bail!("--tdf: the factors of the script {} are its own", options.scenario);
+    }
     let parts = parts(options)?;
     if options.scenario == BARE {
         return bare(options, &parts);
@@ -223,7 +227,7 @@ pub fn run(options: &Options) -> Result<Outcome> {
     if let Some(calls) = options.calls {
         args.push_str(&format!(" tdf.calls={calls}"));
     }
-    if dom0::SCRIPTS.iter().any(|(name, _)| *name == options.scenario) {
+    if script {
         args.push_str(&format!(" tdf.script={name}.sh"));
     }
     if demand.network {

@@ -6,6 +6,10 @@
 
 assets=/usr/share/xen-tdf
 words=
+# What the domains run at (--tdf), and what they are changed to.
+tdf=${TDF_FACTOR:-5/2}
+other=10
+[ "$tdf" != "$other" ] || other=5/2
 # The kernel's boot costs the lab more than anything else here.
 linux() { # NAME LINE…: a Linux in which a probe waits to be asked; $words on its kernel's command line
     config "$@"
@@ -42,7 +46,7 @@ online() { # DOMAIN COUNT: so many of its vCPUs are not offline
 stage() { echo "--      $(cut -d' ' -f1 /proc/uptime) s: $*"; }
 
 stage 'tdf verify'
-linux web 'tdf = "5/2"' 'vcpus = 2' 'tsc_mode = "always_emulate"'
+linux web "tdf = \"$tdf\"" 'vcpus = 2' 'tsc_mode = "always_emulate"'
 run tdf create web.cfg
 check 'a dilated Linux is made' [ "$code" -eq 0 ]
 run tdf verify web --for 200ms
@@ -65,11 +69,11 @@ xl destroy small
 
 stage 'a clock that is wrong'
 words='clocksource=tsc tsc=reliable'
-linux raw 'tdf = "10"' 'tsc_mode = "native"'
+linux raw "tdf = \"$other\"" 'tsc_mode = "native"'
 words=
 run tdf create raw.cfg
 check 'a Linux that reads time by a native TSC is right' until_true 30 verified raw
-run tdf set raw 5/2
+run tdf set raw "$tdf"
 run tdf verify raw --ask --for 300ms
 check 'until its factor changes: then tdf verify fails' [ "$code" -eq 1 ]
 check 'it shows which clock is wrong' says '^raw .*CLOCK_MONOTONIC .* FAIL$'
@@ -81,8 +85,8 @@ xl destroy raw
 stage 'pause'
 xl pause web
 before=$(number web virtual_ns)
-run tdf set web 10
-check 'the factor of a paused domain changes' has web 10
+run tdf set web "$other"
+check 'the factor of a paused domain changes' has web "$other"
 sleep 1
 check 'virtual time goes on' [ "$(number web virtual_ns)" -gt "$before" ]
 xl unpause web
@@ -91,8 +95,8 @@ check 'after unpause its clocks are right' verified web
 stage 'vCPUs'
 xl vcpu-set web 1
 check 'a vCPU goes' until_true 20 online web 1
-run tdf set web 5/2
-check 'the factor changes without it' has web 5/2
+run tdf set web "$tdf"
+check 'the factor changes without it' has web "$tdf"
 check 'the clocks of the other are right' verified web
 
 stage 'save and restore'
@@ -101,28 +105,28 @@ check 'xl save' [ "$code" -eq 0 ]
 check 'it is gone' gone web
 run xl restore -p web.save
 check 'xl restore -p' [ "$code" -eq 0 ]
-check 'tdf list says that the factor is lost' lost web 5/2 1
-run tdf set web 5/2
+check 'tdf list says that the factor is lost' lost web "$tdf" 1
+run tdf set web "$tdf"
 xl unpause web
 check 'set again before it runs, its clocks are right' until_true 5 verified web
 check 'nothing is lost any more' not_lost
 run xl save web web.save
 run xl restore web.save
-check 'restored without -p it runs undilated, and tdf list says so' lost web 5/2 1
+check 'restored without -p it runs undilated, and tdf list says so' lost web "$tdf" 1
 rm -f web.save
-run tdf set web 5/2
+run tdf set web "$tdf"
 check 'set while it runs, its clocks are right' until_true 5 verified web
 
 stage 'reboot'
 id=$(xl domid web)
 run xl reboot web
 check 'xl reboot makes it anew' until_true 30 new_id web "$id"
-check 'undilated, and tdf list says so' lost web 5/2 1
+check 'undilated, and tdf list says so' lost web "$tdf" 1
 xl destroy web
 check 'xl destroy' gone web
 
 stage 'tdf create --watch'
-linux kept 'tdf = "5/2"' 'on_crash = "restart"'
+linux kept "tdf = \"$tdf\"" 'on_crash = "restart"'
 tdf create --watch kept.cfg >watch 2>&1 &
 watch=$!
 check 'it is made' until_true 20 there kept
@@ -131,12 +135,12 @@ id=$(xl domid kept)
 run xl reboot kept
 check 'after a reboot it is there again' until_true 30 new_id kept "$id"
 # Until it has that it is paused.
-check 'with its factor' until_true 10 has kept 5/2
+check 'with its factor' until_true 10 has kept "$tdf"
 check 'its clocks are right' until_true 30 verified kept
 id=$(xl domid kept)
 run xl sysrq kept c
 check 'after a crash it is there again' until_true 30 new_id kept "$id"
-check 'with its factor' until_true 10 has kept 5/2
+check 'with its factor' until_true 10 has kept "$tdf"
 check 'its clocks are right' until_true 30 verified kept
 check 'nothing is lost' not_lost
 xl destroy kept
