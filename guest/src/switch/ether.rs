@@ -255,27 +255,13 @@ impl Sum {
     }
 }
 
+/// Packets for tests.
 #[cfg(test)]
-mod tests {
+pub mod fake {
     use super::*;
-    use proptest::prelude::*;
-
-    const TO: [u8; 6] = [0x00, 0x16, 0x3e, 1, 2, 3];
-
-    fn frame(tags: &[u16], kind: u16, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = TO.to_vec();
-        bytes.extend([0x00, 0x16, 0x3e, 4, 5, 6]);
-        for tag in tags {
-            bytes.extend(TYPE_VLAN.to_be_bytes());
-            bytes.extend(tag.to_be_bytes());
-        }
-        bytes.extend(kind.to_be_bytes());
-        bytes.extend(payload);
-        bytes
-    }
 
     /// The one's complement sum, as defined: over 16-bit words, with the carries added.
-    fn sum(bytes: &[u8]) -> u16 {
+    pub fn sum(bytes: &[u8]) -> u16 {
         let words =
             bytes.chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(*w.get(1).unwrap_or(&0)));
         words.fold(0u16, |sum, word| {
@@ -285,7 +271,7 @@ mod tests {
     }
 
     /// An IPv4 packet whose TCP or UDP sum is that of the pseudo header, as a guest leaves it.
-    fn ipv4(tos: u8, protocol: u8, data: &[u8]) -> Vec<u8> {
+    pub fn ipv4(tos: u8, protocol: u8, data: &[u8]) -> Vec<u8> {
         let transport = if protocol == PROTOCOL_TCP { 20 } else { 8 };
         let length = 20 + transport + data.len();
         let mut ip = vec![0x45, tos, (length >> 8) as u8, length as u8, 0, 1, 0, 0, 64, protocol];
@@ -301,6 +287,27 @@ mod tests {
         ip.extend(l4);
         ip.extend(data);
         ip
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fake::{ipv4, sum};
+    use super::*;
+    use proptest::prelude::*;
+
+    const TO: [u8; 6] = [0x00, 0x16, 0x3e, 1, 2, 3];
+
+    fn frame(tags: &[u16], kind: u16, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = TO.to_vec();
+        bytes.extend([0x00, 0x16, 0x3e, 4, 5, 6]);
+        for tag in tags {
+            bytes.extend(TYPE_VLAN.to_be_bytes());
+            bytes.extend(tag.to_be_bytes());
+        }
+        bytes.extend(kind.to_be_bytes());
+        bytes.extend(payload);
+        bytes
     }
 
     #[test]

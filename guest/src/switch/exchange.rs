@@ -15,21 +15,22 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use alloc::{format, vec};
 use core::alloc::Layout;
+use core::cell::UnsafeCell;
 use core::fmt;
 
 use tdf_xen::abi::{DomId, GrantHandle, Mfn, PAGE_SIZE, Port};
 use tdf_xen::evtchn;
 use tdf_xen::grant::{CopyOp, GrantTable, Granted, Local};
 use tdf_xen::hypercall::{Hypercall, Xen};
-use tdf_xen::netback::{Given, Netback, RxFrame, RxPage, TakenTx};
+use tdf_xen::netback::{Netback, Owed, OwedPage, RxFrame, TakenTx};
 use tdf_xen::netfront::OwnPage;
-use tdf_xen::netif::{Fault, Fragment, Status, TxFrame};
+use tdf_xen::netif::{Fault, Fragment, Status, Sums, TxFrame};
 use tdf_xen::shared_ring::SharedPage;
 
 use super::backend::{Attach, Front};
 use super::capture::Capture;
 use super::control::DeviceCounters;
-use super::ether::{Ends, HEADER};
+use super::ether::{self, Ends, HEADER};
 use super::fabric::{self, Fabric, Ledger, PORTS_MAX};
 use super::frontend::{Lend, Offer};
 use super::pool::{CHUNK, FrameId, FrameInfo, Pool};
@@ -103,6 +104,12 @@ struct Device {
 }
 
 impl Device {
+    /// Whether it takes any frame whose sum is blank.
+    #[inline]
+    fn takes_blank(&self) -> bool {
+        self.csum_v4 && self.csum_v6
+    }
+
     /// Answers a frame of the host's, which came in, or did not.
     #[inline]
     fn sent(&mut self, frame: &mut TxFrame, whole: bool) {
@@ -138,50 +145,82 @@ struct Incoming {
     kind: Kind,
     /// Its copies end here in the list, and begin where the one before ends.
     end: u16,
+}
+
+impl Incoming {
+    #[inline]
+    fn single(&self) -> Option<Single> {
+        match self.kind {
+            Kind::Single(single) => Some(single),
+            _ => None,
+        }
+    }
+
+    #[inline]
+    fn is_single(&self) -> bool {
+        self.single().is_some()
+    }
+}
+
+/// A frame in one piece, for the request with this id.
+#[derive(Clone, Copy, Debug)]
+struct Single {
+    id: u16,
+    len: u16,
+    sums: Sums,
     frame: FrameId,
 }
 
 /// How much of a frame comes in, and what is to be answered then.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
-    /// All of it, in one piece and one copy, for the request with this id.
-    Single {
-        id: u16,
-        len: u16,
-        sums: Sums,
+    /// All of it, in one piece and one copy.
+    Single(Single),
+    Whole {
+        chain: Chain,
+        frame: FrameId,
     },
-    Whole(Chain),
-    /// Only its head.
+    /// Only its head, to its place in [`Heads`].
     Head(Chain),
 }
 
-/// What is known of a frame's checksum: a bit each.
-#[derive(Clone, Copy, Debug)]
-struct Sums(u8);
+/// A page for the heads of frames whose rest may go elsewhere: those of a round lie in it in their order,
+/// so that Xen looks it up once for those that follow each other.
+#[derive(Debug)]
+struct Heads {
+    page: Box<HeadsPage>,
+    frame: Mfn,
+}
 
-impl Sums {
-    #[inline]
-    fn new(blank: bool, validated: bool) -> Self {
-        Self(u8::from(blank) | u8::from(validated) << 1)
+#[derive(Debug)]
+#[repr(C, align(4096))]
+struct HeadsPage([UnsafeCell<[u8; HEAD]>; FRAMES]);
+
+/// Bytes of a place for a head.
+const HEAD: usize = PAGE_SIZE / FRAMES;
+const _: () = assert!(HEAD >= HEADER && size_of::<HeadsPage>() == PAGE_SIZE);
+
+impl Heads {
+    /// A page of the heap, whose machine frame `frame` tells.
+    fn new(frame: impl FnOnce(*const u8) -> Option<Mfn>) -> Self {
+        let page = Box::new(HeadsPage([const { UnsafeCell::new([0; HEAD]) }; FRAMES]));
+        let frame = frame((&raw const *page).cast());
+        Self { page, frame: frame.unwrap_or_else(|| unreachable!("the heap is of whole pages")) }
     }
 
+    /// Where the head of the round's frame `n` goes.
     #[inline]
-    fn blank(self) -> bool {
-        self.0 & 1 != 0
+    fn place(&self, n: usize) -> Local {
+        // Within the page, as `FRAMES` are.
+        Local { frame: self.frame, offset: (n % FRAMES * HEAD) as u16 }
     }
 
+    /// The ends that it says.
     #[inline]
-    fn validated(self) -> bool {
-        self.0 & 2 != 0
-    }
-
-    /// What a host is told of a frame for it.
-    #[inline]
-    fn given(self, whole: bool) -> Given {
-        match whole {
-            true => Given::Whole { csum_blank: self.blank(), data_validated: self.0 != 0 },
-            false => Given::Failed,
-        }
+    fn ends(&self, n: usize) -> Ends {
+        // SAFETY: the page is only read here, and Xen writes to it only during a call.
+        let head = unsafe { *self.page.0[n % FRAMES].get() };
+        head.first_chunk().map_or(Ends::NONE, Ends::of)
     }
 }
 
@@ -189,9 +228,9 @@ impl Sums {
 #[derive(Debug)]
 enum Straight {
     /// It is here, in one piece, and goes into one page.
-    Short { to: u8, len: u16, sums: Sums, frame: FrameId, page: RxPage },
+    Short { to: u8, len: u16, frame: FrameId, page: OwedPage },
     /// It goes from the one host's pages into the other's.
-    Long { from: u8, to: u8, end: u16, chain: Chain, pages: RxFrame },
+    Long { from: u8, to: u8, end: u16, chain: Chain, pages: Owed },
 }
 
 /// Frames that follow each other on one straight way, which are counted together.
@@ -206,14 +245,17 @@ struct Run {
 
 impl Run {
     #[inline(always)]
-    fn add(&mut self, fabric: &mut Fabric, ports: (u8, u8), len: u16) {
+    fn add(&mut self, fabric: &mut Fabric, ports: (u8, u8), frames: u64, bytes: u64) {
+        if frames == 0 {
+            return;
+        }
         if self.ports != ports {
             self.end(fabric);
             let seen = self.seen | 1 << ports.0 | 1 << ports.1;
             *self = Self { ports, seen, ..Self::default() };
         }
-        self.frames += 1;
-        self.bytes += u64::from(len);
+        self.frames += frames;
+        self.bytes += bytes;
     }
 
     fn end(self, fabric: &mut Fabric) {
@@ -240,7 +282,7 @@ struct Outgoing {
     port: u8,
     frame: FrameId,
     end: u16,
-    pages: RxFrame,
+    pages: Owed,
 }
 
 /// What was done, in numbers.
@@ -293,6 +335,7 @@ pub struct Exchange<'a, X> {
     /// The requests of frames that have no answer yet, in no order, and the places that are free.
     chains: Box<[TxFrame]>,
     free: Vec<Chain>,
+    heads: Heads,
     /// Copies that long ones of those two may take in the next round.
     put_off: usize,
     /// Ports whose last long frame could have gone straight on.
@@ -314,6 +357,7 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
         lending: Lending,
     ) -> Self {
         let ports = fabric.ports();
+        let heads = Heads::new(lending.frame);
         Self {
             machine,
             fabric,
@@ -337,6 +381,7 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
             late: Vec::with_capacity(FRAMES),
             chains: (0..CHAINS).map(|_| TxFrame::EMPTY).collect(),
             free: (0..CHAINS).rev().collect(),
+            heads,
             put_off: 0,
             direct: 0,
             turn: 0,
@@ -465,7 +510,7 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                     .take_tx_any(CHUNK as u16, || &mut self.chains[usize::from(self.free[place])]);
                 match taken {
                     Ok(TakenTx::Single(single)) => {
-                        let sums = Sums::new(single.csum_blank(), single.data_validated());
+                        let sums = single.sums();
                         let Fragment { gref, offset, size: len, id } = single.fragment();
                         let Some((frame, dest)) = self.fabric.pool_mut().take_piece(len) else {
                             self.fabric.missed(port, len, |counters| &mut counters.no_memory);
@@ -481,9 +526,8 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                         };
                         self.copies[used] = copy;
                         used += 1;
-                        let kind = Kind::Single { id, len, sums };
-                        let (port, end) = (port as u8, used as u16);
-                        self.incoming.push(Incoming { port, kind, end, frame });
+                        let kind = Kind::Single(Single { id, len, sums, frame });
+                        self.incoming.push(Incoming { port: port as u8, kind, end: used as u16 });
                         continue;
                     }
                     Ok(TakenTx::Chain) => {}
@@ -500,43 +544,33 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                 }
                 let place = self.free[place];
                 let chain = &mut self.chains[usize::from(place)];
-                let info = FrameInfo {
-                    refs: 1,
-                    port: port as u8,
-                    csum_blank: chain.csum_blank(),
-                    validated: chain.data_validated(),
-                };
                 let pieces = chain.fragments().len() + CUTS;
-                let head = chain.total() > LONG
+                let kind = if chain.total() > LONG
                     && self.direct >> port & 1 != 0
-                    && self.put_off + pieces <= PUT_OFF;
-                let pool = self.fabric.pool_mut();
-                let frame = if head {
-                    let first = chain.fragments().first();
-                    pool.take_piece(HEADER as u16).zip(first).and_then(|((frame, dest), first)| {
-                        let source = Granted { dom, gref: first.gref, offset: first.offset };
-                        // No first fragment is shorter than a header.
-                        self.copies[used] = CopyOp::from_grant(source, dest, HEADER as u16).ok()?;
-                        used += 1;
-                        self.put_off += pieces;
-                        Some(frame)
-                    })
+                    && self.put_off + pieces <= PUT_OFF
+                    && let Some(first) = chain.fragments().first()
+                    && let source = (Granted { dom, gref: first.gref, offset: first.offset })
+                    && let head = self.heads.place(self.incoming.len())
+                    // No first fragment is shorter than a header.
+                    && let Ok(copy) = CopyOp::from_grant(source, head, HEADER as u16)
+                {
+                    self.copies[used] = copy;
+                    used += 1;
+                    self.put_off += pieces;
+                    Kind::Head(place)
                 } else {
-                    let frame = pool.take(chain.total().into(), info);
-                    if let Some(frame) = frame {
-                        used = bring(&mut self.copies[..], used, pool, frame, dom, chain);
-                    }
-                    frame
-                };
-                let Some(frame) = frame else {
-                    self.fabric.missed(port, chain.total(), |counters| &mut counters.no_memory);
-                    let _ = netback.settle_tx(chain, Status::DROPPED);
-                    continue;
+                    let pool = self.fabric.pool_mut();
+                    let info = FrameInfo { refs: 1, port: port as u8, sums: chain.sums() };
+                    let Some(frame) = pool.take(chain.total().into(), info) else {
+                        self.fabric.missed(port, chain.total(), |counters| &mut counters.no_memory);
+                        let _ = netback.settle_tx(chain, Status::DROPPED);
+                        continue;
+                    };
+                    used = bring(&mut self.copies[..], used, pool, frame, dom, chain);
+                    Kind::Whole { chain: place, frame }
                 };
                 self.free.pop();
-                let kind = if head { Kind::Head(place) } else { Kind::Whole(place) };
-                let (port, end) = (port as u8, used as u16);
-                self.incoming.push(Incoming { port, kind, end, frame });
+                self.incoming.push(Incoming { port: port as u8, kind, end: used as u16 });
             }
         }
         used
@@ -567,19 +601,19 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
     fn collect_outgoing(&mut self, mut used: usize) -> usize {
         let mut todo = self.fabric.ready() & !self.blocked;
         while let Some(port) = fabric::next(&mut todo) {
-            let Some(Some(device)) = self.devices.get_mut(port) else { continue };
             while let Some(frame) = self.fabric.peek(port) {
                 if used + COPIES_OF_FRAME > COPIES || self.outgoing.len() == FRAMES {
                     return used;
                 }
+                let Some(Some(device)) = self.devices.get(port) else { break };
                 let info = self.fabric.pool().info(frame);
-                // A host that wants all sums gets them: one that is shared is finished for all.
-                if info.csum_blank && !(device.csum_v4 && device.csum_v6) {
-                    let v6 = super::ether::is_ipv6(self.fabric.pool().head(frame));
-                    if !(if v6 { device.csum_v6 } else { device.csum_v4 }) {
-                        fabric::finish_sum(self.fabric.pool_mut(), frame);
+                let sums = match info.sums {
+                    sums if sums.blank() && (info.refs > 1 || !device.takes_blank()) => {
+                        self.finish_sum(port, frame)
                     }
-                }
+                    sums => sums,
+                };
+                let Some(Some(device)) = self.devices.get_mut(port) else { break };
                 let len = self.fabric.pool().len(frame) as u16;
                 let (netback, dom) = match &mut device.end {
                     End::Back { netback, dom, .. } => (netback, *dom),
@@ -606,7 +640,7 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                         break;
                     }
                 };
-                let pages = match netback.take_rx(len) {
+                let pages = match netback.take_rx(len, sums) {
                     Ok(Some(pages)) => pages,
                     Ok(None) if netback.may_give(len) => {
                         self.blocked |= 1 << port;
@@ -643,10 +677,28 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                     });
                     at += u32::from(slot.size);
                 }
+                let pages = pages.owed;
                 self.outgoing.push(Outgoing { port: port as u8, frame, end: used as u16, pages });
             }
         }
         used
+    }
+
+    /// Fills in the sum of a frame for the host of `port`, if that wants it, or another wants it that gets
+    /// the same frame: their copies are made together, and each host has been told already. What is known
+    /// of the sum then.
+    #[inline(never)]
+    fn finish_sum(&mut self, port: usize, frame: FrameId) -> Sums {
+        let pool = self.fabric.pool_mut();
+        let v6 = ether::is_ipv6(pool.head(frame));
+        let shared = pool.info(frame).refs > 1;
+        let refuses = |device: &Device| !(if v6 { device.csum_v6 } else { device.csum_v4 });
+        let mut devices = self.devices.iter().enumerate();
+        if devices.any(|(n, device)| (shared || n == port) && device.as_ref().is_some_and(refuses))
+        {
+            fabric::finish_sum(pool, frame);
+        }
+        pool.info(frame).sums
     }
 
     /// Whether it matters what time it is, more closely than once for a few rounds: to read the clock
@@ -678,8 +730,9 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
 
     /// Lets Xen make the first copies of the list.
     fn copy(&mut self, used: usize) {
-        // SAFETY: own pages are written to only where the pool has just given them out, and hold
-        // nothing but frames that are for the host that gets them.
+        // SAFETY: own pages are written to only where the pool has just given them out, or in the page of
+        // the heads, which nobody looks at meanwhile; those of the pool hold nothing but frames that
+        // are for the host that gets them.
         let done = unsafe { self.machine.xen.gnttab_copy(&mut self.copies[..used]) };
         if let Err(error) = done {
             log::error!("frames cannot be copied: {error}");
@@ -696,14 +749,14 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
         for straight in self.straight.drain(..) {
             let (from, to, end, chain, pages) = match straight {
                 Straight::Long { from, to, end, chain, pages } => (from, to, end, chain, pages),
-                Straight::Short { to, len, sums, frame, page } => {
+                Straight::Short { to, len, frame, page } => {
                     let whole = self.copies[start].result().is_ok();
                     start += 1;
                     self.fabric.pool_mut().release_piece(frame);
                     if let Some(Some(device)) = self.devices.get_mut(usize::from(to))
                         && let End::Back { netback, .. } = &mut device.end
                     {
-                        let _ = netback.answer_rx_page(page, len, sums.given(whole));
+                        let _ = netback.answer_rx_page(page, whole);
                         if !whole {
                             device.counters.faults += 1;
                         }
@@ -716,14 +769,13 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
             };
             let whole = went_well(&self.copies[..], &mut start, end);
             let requests = &mut self.chains[usize::from(chain)];
-            let sums = Sums::new(requests.csum_blank(), requests.data_validated());
             if !whole {
                 self.fabric.not_given(usize::from(to), requests.total().into());
             }
             if let Some(Some(Device { end: End::Back { netback, .. }, .. })) =
                 self.devices.get_mut(usize::from(to))
             {
-                let _ = netback.answer_rx(pages, sums.given(whole));
+                let _ = netback.answer_rx(pages, whole);
             }
             if let Some(Some(device)) = self.devices.get_mut(usize::from(from)) {
                 device.sent(requests, whole);
@@ -762,14 +814,11 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                 let len = self.fabric.pool().len(frame);
                 self.fabric.not_given(usize::from(port), len);
             }
-            let pool = self.fabric.pool_mut();
-            let FrameInfo { csum_blank, validated, .. } = pool.info(frame);
-            pool.release(frame);
+            self.fabric.pool_mut().release(frame);
             let Some(Some(device)) = self.devices.get_mut(usize::from(port)) else { continue };
             device.counters.faults += u64::from(!whole);
             if let End::Back { netback, .. } = &mut device.end {
-                let sums = Sums::new(csum_blank, validated);
-                let _ = netback.answer_rx(pages, sums.given(whole));
+                let _ = netback.answer_rx(pages, whole);
             }
         }
         start
@@ -781,58 +830,24 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
         // Ports whose frames wait for one before them.
         let mut behind = 0u64;
         let mut run = Run::default();
-        for Incoming { port, kind, end, frame } in self.incoming.drain(..) {
+        let mut incoming = core::mem::take(&mut self.incoming);
+        let mut n = 0;
+        while let Some(&Incoming { port, kind, end }) = incoming.get(n) {
             let (at, bit) = (usize::from(port), 1u64 << port);
-            let chain = match kind {
-                Kind::Single { id, len, sums } => {
-                    let copy = &self.copies[start];
-                    let whole = copy.result().is_ok();
-                    start += 1;
-                    if let Some(Some(device)) = self.devices.get_mut(at)
-                        && let End::Back { netback, .. } = &mut device.end
-                    {
-                        let status = if whole { Status::OKAY } else { Status::ERROR };
-                        let _ = netback.settle_single(id, status);
-                        if !whole {
-                            device.counters.faults += 1;
-                        }
-                    }
-                    if !whole {
-                        self.fabric.missed(at, len, |counters| &mut counters.failed);
-                        self.fabric.pool_mut().release_piece(frame);
-                        continue;
-                    }
-                    let ends = Ends::of(self.fabric.pool().begin_of(frame));
-                    if behind & bit == 0
-                        && let Some(to) = self.fabric.shortcut(now, at, ends)
-                        && let Some(Some(device)) = self.devices.get_mut(to)
-                        && (!sums.blank() || device.csum_v4 && device.csum_v6)
-                        && let End::Back { netback, dom, .. } = &mut device.end
-                        // As below.
-                        && let Ok(Some(page)) = netback.take_rx_page(len)
-                    {
-                        self.ahead[self.listed] = copy.onward(*dom, page.gref);
-                        self.listed += 1;
-                        let to = to as u8;
-                        self.straight.push(Straight::Short { to, len, sums, frame, page });
-                        run.add(&mut self.fabric, (port, to), len);
-                        continue;
-                    }
-                    let (csum_blank, validated) = (sums.blank(), sums.validated());
-                    let info = FrameInfo { refs: 1, port, csum_blank, validated };
-                    self.fabric.pool_mut().describe(frame, len, info);
-                    if behind & bit == 0 {
-                        self.fabric.arrive(now, at, frame);
-                    } else {
-                        self.late.push(Late { port, end: 0, frame, chain: None });
-                    }
+            let (chain, frame) = match kind {
+                Kind::Single(_) => {
+                    let alike = |next: &&Incoming| next.port == port && next.is_single();
+                    let count = incoming[n..].iter().take_while(alike).count();
+                    let singles = &incoming[n..n + count];
+                    self.finish_singles(now, start, singles, behind & bit != 0, &mut run);
+                    (n, start) = (n + count, start + count);
                     continue;
                 }
                 Kind::Head(chain) => {
                     let whole = self.copies[start].result().is_ok();
                     start += 1;
-                    let ends = Ends::of(self.fabric.pool().begin_of(frame));
-                    self.fabric.pool_mut().release_piece(frame);
+                    let ends = self.heads.ends(n);
+                    n += 1;
                     let requests = &mut self.chains[usize::from(chain)];
                     if !whole {
                         if let Some(Some(device)) = self.devices.get_mut(at) {
@@ -850,23 +865,18 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                             self.devices.get(at)
                         && let from = *from
                         && let Some(Some(device)) = self.devices.get_mut(to)
-                        && (!requests.csum_blank() || device.csum_v4 && device.csum_v6)
+                        && (!requests.sums().blank() || device.takes_blank())
                         && let End::Back { netback, dom, .. } = &mut device.end
                         && let list = (&mut *self.ahead, &mut self.listed)
                         && let Some(pages) = pass_on(list, (from, requests), (*dom, netback))
                     {
                         let (to, end) = (to as u8, self.listed as u16);
-                        run.add(&mut self.fabric, (port, to), requests.total());
+                        run.add(&mut self.fabric, (port, to), 1, requests.total().into());
                         self.straight.push(Straight::Long { from: port, to, end, chain, pages });
                         continue;
                     }
                     self.direct &= !bit;
-                    let info = FrameInfo {
-                        refs: 1,
-                        port,
-                        csum_blank: requests.csum_blank(),
-                        validated: requests.data_validated(),
-                    };
+                    let info = FrameInfo { refs: 1, port, sums: requests.sums() };
                     if let Some(frame) = self.fabric.pool_mut().take(requests.total().into(), info)
                     {
                         behind |= bit;
@@ -883,8 +893,9 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
                     self.free.push(chain);
                     continue;
                 }
-                Kind::Whole(chain) => chain,
+                Kind::Whole { chain, frame } => (chain, frame),
             };
+            n += 1;
             let whole = went_well(&self.copies[..], &mut start, end);
             let requests = &mut self.chains[usize::from(chain)];
             if !whole {
@@ -910,8 +921,100 @@ impl<'a, X: Hypercall + Cpu> Exchange<'a, X> {
             }
             self.fabric.arrive(now, at, frame);
         }
+        incoming.clear();
+        self.incoming = incoming;
         run.end(&mut self.fabric);
         self.owed |= run.seen;
+    }
+
+    /// The same of frames in one piece each, of which the host of one port has sent one after the other,
+    /// and whose copies begin at `start`; `behind` says that one before them waits.
+    fn finish_singles(
+        &mut self,
+        now: u64,
+        start: usize,
+        singles: &[Incoming],
+        behind: bool,
+        run: &mut Run,
+    ) {
+        let Some(port) = singles.first().map(|first| first.port) else { return };
+        let at = usize::from(port);
+        if let Some(Some(Device { end: End::Back { netback, .. }, counters, .. })) =
+            self.devices.get_mut(at)
+        {
+            let copies = &self.copies[start..];
+            let _ = netback.settle_singles(singles.len(), |n| {
+                let whole = copies[n].result().is_ok();
+                counters.faults += u64::from(!whole);
+                let id = singles[n].single().map_or(0, |single| single.id);
+                (id, if whole { Status::OKAY } else { Status::ERROR })
+            });
+        }
+        let mut n = 0;
+        while n < singles.len() {
+            if !behind {
+                n += self.pass_on_singles(now, start + n, &singles[n..], run);
+            }
+            let Some(Single { len, sums, frame, .. }) = singles.get(n).and_then(Incoming::single)
+            else {
+                break;
+            };
+            let whole = self.copies[start + n].result().is_ok();
+            n += 1;
+            if !whole {
+                self.fabric.missed(at, len, |counters| &mut counters.failed);
+                self.fabric.pool_mut().release_piece(frame);
+                continue;
+            }
+            self.fabric.pool_mut().describe(frame, len, FrameInfo { refs: 1, port, sums });
+            if behind {
+                self.late.push(Late { port, end: 0, frame, chain: None });
+            } else {
+                self.fabric.arrive(now, at, frame);
+            }
+        }
+    }
+
+    /// Lists the copies that bring such frames, up to the first that is not here or cannot go on, straight
+    /// to the one host that the first is for; how many go.
+    fn pass_on_singles(
+        &mut self,
+        now: u64,
+        start: usize,
+        singles: &[Incoming],
+        run: &mut Run,
+    ) -> usize {
+        let copies = &self.copies[start..];
+        let Some((first, copy)) = singles.iter().zip(copies).next() else { return 0 };
+        let (port, Some(single), Ok(())) = (first.port, first.single(), copy.result()) else {
+            return 0;
+        };
+        let ends = Ends::of(self.fabric.pool().begin_of(single.frame));
+        let Some(to) = self.fabric.shortcut(now, port.into(), ends) else { return 0 };
+        let Some(Some(device)) = self.devices.get_mut(to) else { return 0 };
+        let (takes_blank, to) = (device.takes_blank(), to as u8);
+        let End::Back { netback, dom, .. } = &mut device.end else { return 0 };
+        let (pool, mut listed, mut bytes) = (self.fabric.pool(), self.listed, 0);
+        for (incoming, copy) in singles.iter().zip(copies) {
+            if let Some(Single { len, sums, frame, .. }) = incoming.single()
+                && copy.result().is_ok()
+                && Ends::of(pool.begin_of(frame)) == ends
+                && (!sums.blank() || takes_blank)
+                // A fault is found again, and counted, where the frame waits for its turn.
+                && let Ok(Some((gref, page))) = netback.take_rx_page(len, sums)
+            {
+                self.ahead[listed] = copy.onward(*dom, gref);
+                listed += 1;
+                self.straight.push(Straight::Short { to, len, frame, page });
+                bytes += u64::from(len);
+            } else {
+                break;
+            }
+        }
+        let passed = listed - self.listed;
+        self.listed = listed;
+        run.add(&mut self.fabric, (port, to), passed as u64, bytes);
+        passed
     }
 
     /// Shows hosts their answers, and wakes those that want it.
@@ -1195,23 +1298,27 @@ fn pass_on(
     (copies, used): (&mut [CopyOp; COPIES], &mut usize),
     (from, chain): (DomId, &TxFrame),
     (to, netback): (DomId, &mut Netback),
-) -> Option<RxFrame> {
+) -> Option<Owed> {
     if !<Netback>::is_dense(chain) {
         return pass_on_in_pieces((copies, used), (from, chain), (to, netback));
     }
-    let mut next = *used;
     // A fault is found again, and counted, where the frame waits for its turn.
-    let pages = netback.take_rx_like(chain, |fragment, gref| {
+    let mut pages = RxFrame::NONE;
+    if !netback.take_rx_like(chain, &mut pages).ok()? {
+        return None;
+    }
+    let mut next = *used;
+    for (fragment, slot) in chain.fragments().iter().zip(pages.slots()) {
         let source = Granted { dom: from, gref: fragment.gref, offset: fragment.offset };
-        let dest = Granted { dom: to, gref, offset: 0 };
+        let dest = Granted { dom: to, gref: slot.gref, offset: 0 };
         // As above.
         if let Ok(copy) = CopyOp::grant_to_grant(source, dest, fragment.size) {
             copies[next] = copy;
             next += 1;
         }
-    });
+    }
     *used = next;
-    pages.ok()?
+    Some(pages.owed)
 }
 
 /// The same for a frame whose fragments do not fill pages.
@@ -1220,9 +1327,9 @@ fn pass_on_in_pieces(
     (copies, used): (&mut [CopyOp; COPIES], &mut usize),
     (from, chain): (DomId, &TxFrame),
     (to, netback): (DomId, &mut Netback),
-) -> Option<RxFrame> {
+) -> Option<Owed> {
     // As above.
-    let pages = netback.take_rx(chain.total()).ok()??;
+    let pages = netback.take_rx(chain.total(), chain.sums()).ok()??;
     let mut slots = pages.slots().iter();
     let (mut slot, mut at) = (slots.next(), 0);
     for fragment in chain.fragments() {
@@ -1244,7 +1351,7 @@ fn pass_on_in_pieces(
             }
         }
     }
-    Some(pages)
+    Some(pages.owed)
 }
 
 /// An empty list of copies.
@@ -1273,12 +1380,7 @@ fn receive(
             return Ok(Received { frames, more: false });
         };
         frames += 1;
-        let info = FrameInfo {
-            refs: 1,
-            port: port as u8,
-            csum_blank: received.csum_blank(),
-            validated: received.data_validated(),
-        };
+        let info = FrameInfo { refs: 1, port: port as u8, sums: received.sums() };
         let frame = fabric.pool_mut().take(received.total().into(), info);
         if let Some(frame) = frame {
             let mut at = 0;
@@ -1302,8 +1404,7 @@ fn send(netfront: &mut Netfront, fabric: &Fabric, frame: FrameId) -> Result<bool
     for (part, bytes) in parts.iter_mut().zip(fabric.pool().chunks(frame)) {
         *part = bytes;
     }
-    let FrameInfo { csum_blank, validated, .. } = fabric.pool().info(frame);
-    netfront.send(&parts, csum_blank, csum_blank || validated)
+    netfront.send(&parts, fabric.pool().info(frame).sums)
 }
 
 #[cfg(test)]
@@ -1338,6 +1439,8 @@ mod tests {
         notified: RefCell<BTreeMap<u32, u32>>,
         calls: Cell<u32>,
         copied: Cell<usize>,
+        /// The page of the heap that copies may go to.
+        heads: Cell<Option<u64>>,
     }
 
     /// One end of a copy, as it lies in memory: page, domain, offset.
@@ -1348,7 +1451,10 @@ mod tests {
             let page = if granted {
                 self.granted.borrow_mut().get_mut(&(dom, page)).map(|page| page.0.as_mut_ptr())
             } else {
-                self.memory.borrow_mut().page(Mfn(page))
+                // A page of the heap is its own machine frame.
+                let heap = |page| std::ptr::with_exposed_provenance_mut(page as usize * PAGE_SIZE);
+                let heads = self.heads.get().filter(|heads| *heads == page);
+                self.memory.borrow_mut().page(Mfn(page)).or_else(|| heads.map(heap))
             };
             page.map(|page| page.wrapping_add(offset.into()))
         }
@@ -1422,6 +1528,7 @@ mod tests {
             notified: RefCell::default(),
             calls: Cell::new(0),
             copied: Cell::new(0),
+            heads: Cell::new(None),
         }
     }
 
@@ -1435,9 +1542,12 @@ mod tests {
         let fabric = Fabric::new(pool, Fdb::new(AGE_NS), ports, 256, 1);
         // SAFETY: nothing is really mapped or lent in these tests.
         unsafe {
-            let lending =
-                Lending { grants: GrantTable::new(std::ptr::null_mut(), 0), frame: |_| None };
-            Exchange::new(machine, fabric, 0, lending)
+            let grants = GrantTable::new(std::ptr::null_mut(), 0);
+            let frame = |at: *const u8| Some(Mfn((at.expose_provenance() / PAGE_SIZE) as u64));
+            let lending = Lending { grants, frame };
+            let exchange = Exchange::new(machine, fabric, 0, lending);
+            machine.xen.heads.set(Some(exchange.heads.frame.0));
+            exchange
         }
     }
 
@@ -2049,6 +2159,56 @@ mod tests {
         let answers = a.answers();
         assert_eq!(answers.iter().filter(|status| **status == Status::DROPPED).count(), 2);
         assert_eq!((b.frames().len(), exchange.fabric.counters(0).unwrap().no_memory), (4, 2));
+    }
+
+    #[test]
+    fn what_a_host_is_told_of_a_sum_is_so() {
+        let bytes = |to: [u8; 6]| {
+            let mut bytes = frame(to, 0, HEADER, 0)[..HEADER - 2].to_vec();
+            bytes.extend([0x08, 0x00]);
+            bytes.extend(ether::fake::ipv4(0, 17, b"to whom it may concern"));
+            bytes
+        };
+        // Of the two receivers, who takes sums that are blank.
+        for takes in [[false, true], [true, false], [true, true], [false, false]] {
+            let world = world(20);
+            let machine = machine(&world);
+            let mut exchange = exchange(&machine, 3);
+            let [mut a, b, c] = [0, 1, 2].map(|port| Host::new(&mut exchange, port, 10));
+            for (port, takes) in [1, 2].into_iter().zip(takes) {
+                let device = exchange.devices[port].as_mut().unwrap();
+                (device.csum_v4, device.csum_v6) = (takes, takes);
+            }
+            let mut hosts = [b, c];
+            for (host, port) in hosts.iter_mut().zip([1, 2]) {
+                host.send(&frame([0xff; 6], port, 60, 0), 100, 0);
+            }
+            settle(&mut exchange);
+            hosts.iter_mut().for_each(|host| drop(host.frames()));
+            for to in [[0xff; 6], address(1), address(2)] {
+                let sent = bytes(to);
+                a.send(&sent, 100, tx_flags::CSUM_BLANK);
+                exchange.event(a.event());
+                settle(&mut exchange);
+                for ((port, host), takes) in (1..).zip(&mut hosts).zip(takes) {
+                    let frames = host.frames();
+                    assert_eq!(frames.len(), usize::from([[0xff; 6], address(port)].contains(&to)));
+                    for (got, flags) in frames {
+                        let blank = flags & rx_flags::CSUM_BLANK != 0;
+                        assert!(takes || !blank, "{takes} {flags:#x}");
+                        let mut all = got[HEADER + 12..HEADER + 20].to_vec();
+                        all.extend([0, 17, 0, 30]);
+                        all.extend(&got[HEADER + 20..]);
+                        let sum = ether::fake::sum(&all);
+                        assert_eq!(
+                            (got == sent, sum == 0xffff),
+                            (blank, !blank),
+                            "{to:x?} {sum:x}"
+                        );
+                    }
+                }
+            }
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use alloc::collections::VecDeque;
 
 use serde::Serialize;
 use switch_model::{Delivery, Event, PortSpec};
+use tdf_xen::netif::Sums;
 
 use super::capture::Capture;
 use super::ether::{self, Ends, HEADER};
@@ -467,7 +468,7 @@ impl Fabric {
         if let Some(bit) = delivery.corrupt_bit(pool.len(frame)) {
             // Whoever receives it must be able to see that it is wrong.
             finish_sum(pool, frame);
-            pool.info_mut(frame).validated = false;
+            pool.info_mut(frame).sums = Sums::default();
             let (mut at, bit) = (bit as usize / 8, bit % 8);
             pool.for_each_chunk(frame, |bytes| {
                 if let Some(byte) = bytes.get_mut(at) {
@@ -644,10 +645,11 @@ impl Fabric {
 
 /// Puts the sum into a frame whose sender left it to the hardware.
 pub fn finish_sum(pool: &mut Pool, frame: FrameId) {
-    if !pool.info(frame).csum_blank {
+    let sums = pool.info(frame).sums;
+    if !sums.blank() {
         return;
     }
-    pool.info_mut(frame).csum_blank = false;
+    pool.info_mut(frame).sums = Sums::new(false, sums.validated());
     let Some(blank) = ether::blank(pool.head(frame)) else { return };
     let mut sum = ether::Sum::ZERO;
     let mut at = 0;

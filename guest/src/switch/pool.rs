@@ -13,6 +13,7 @@ use core::slice;
 
 use tdf_xen::abi::{Mfn, PAGE_SIZE};
 use tdf_xen::grant::Local;
+use tdf_xen::netif::Sums;
 
 /// Bytes of a chunk: an ordinary frame fits into one, and two fit into a page.
 pub const CHUNK: usize = 2048;
@@ -46,10 +47,9 @@ pub struct FrameInfo {
     pub refs: u16,
     /// The port that it came in by.
     pub port: u8,
-    /// The sum of its TCP or UDP is that of the pseudo header only.
-    pub csum_blank: bool,
-    /// Its sender vouches for its sum.
-    pub validated: bool,
+    /// Whether the sum of its TCP or UDP is that of the pseudo header only, and whether its sender
+    /// vouches for it.
+    pub sums: Sums,
 }
 
 /// A place for a part of a frame.
@@ -399,7 +399,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const ONE: FrameInfo = FrameInfo { refs: 1, port: 0, csum_blank: false, validated: false };
+    const ONE: FrameInfo = FrameInfo { refs: 1, port: 0, sums: Sums::new(false, false) };
 
     fn read(pool: &Pool, frame: FrameId) -> Vec<u8> {
         pool.chunks(frame).flatten().copied().collect()
@@ -495,7 +495,7 @@ mod tests {
         fn a_copy_is_equal_and_apart(len in 1u32..9_000) {
             let mut memory = Memory::new(12);
             let mut pool = memory.pool();
-            let frame = pool.take(len, FrameInfo { refs: 3, csum_blank: true, ..ONE }).unwrap();
+            let frame = pool.take(len, FrameInfo { refs: 3, sums: Sums::new(true, false), ..ONE }).unwrap();
             let mut n = 0u8;
             pool.for_each_chunk(frame, |bytes| bytes.iter_mut().for_each(|byte| {
                 n = n.wrapping_add(7);

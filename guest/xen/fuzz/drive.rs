@@ -15,9 +15,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tdf_xen::abi::{DomId, GRANTS_PER_PAGE, GTF_READING, GrantEntry, Mfn, PAGE_SIZE};
 use tdf_xen::grant::GrantTable;
-use tdf_xen::netback::{Given, Netback, Notify, RxFrame, RxPage, TakenTx};
+use tdf_xen::netback::{Netback, Notify, Owed, OwedPage, RxFrame, RxSlot, TakenTx};
 use tdf_xen::netfront::{Netfront, OwnPage, Received};
-use tdf_xen::netif::{Fault, Refusal, RxResponse, Status, TxFrame, TxRequest, TxResponse};
+use tdf_xen::netif::{Fault, Refusal, RxResponse, Status, Sums, TxFrame, TxRequest, TxResponse};
 use tdf_xen::shared_ring::{Memory, SharedPage, Slot};
 
 /// Words of a page, and those of a ring's header.
@@ -323,6 +323,16 @@ impl Hand<'_> {
         (written.len() >= N).then(|| std::array::from_fn(|_| written.pop_front().unwrap_or(0)))
     }
 
+    /// How many words of slots the engine has written since the last time.
+    fn wrote(&self) -> usize {
+        std::mem::take(&mut self.record.borrow_mut().written).len()
+    }
+
+    /// What the engine has last written to the slot that `index` stands for.
+    fn answer<const N: usize>(&self, index: u32) -> [u32; N] {
+        std::array::from_fn(|n| self.shadow(SLOTS + (index % RING) as usize * N + n))
+    }
+
     fn shadow(&self, at: usize) -> u32 {
         self.record.borrow().shadow[at]
     }
@@ -375,10 +385,18 @@ enum Held {
     Single(u16),
 }
 
-/// Pages that were taken for a frame, each with what goes into it, or a single one.
+/// What is owed for the pages of a frame, or for a single one.
 enum Lent {
-    Many(RxFrame),
-    One(RxPage),
+    Many(Owed),
+    One(OwedPage),
+}
+
+/// Pages that were taken for a frame: their sizes, and what was said of its sums.
+struct Given {
+    lent: Lent,
+    sizes: Vec<u16>,
+    blank: bool,
+    validated: bool,
 }
 
 /// A backend, and what it owes.
@@ -387,7 +405,7 @@ struct Backend<'a> {
     tx: Hand<'a>,
     rx: Hand<'a>,
     held: Vec<Held>,
-    given: VecDeque<(Lent, u16)>,
+    given: VecDeque<Given>,
     /// Answers that the peer is to see, and how far it has.
     tx_due: BTreeMap<(u16, i16), i64>,
     rx_due: VecDeque<(u16, i16, u16)>,
@@ -544,8 +562,8 @@ impl<'a> Backend<'a> {
             assert_eq!((fragment.offset, fragment.size), (request.offset, request.size));
             assert!((14..=LONGEST.min(longest)).contains(&fragment.size));
             assert!(fragment.offset + fragment.size <= 4096);
-            assert_eq!(single.csum_blank(), request.flags & 1 != 0);
-            assert_eq!(single.data_validated(), request.flags & 2 != 0);
+            assert_eq!(single.sums().blank(), request.flags & 1 != 0);
+            assert_eq!(single.sums().validated(), request.flags & 2 != 0);
             self.held.push(Held::Single(fragment.id));
             report.count("back: single taken");
         }
@@ -592,10 +610,12 @@ impl<'a> Backend<'a> {
     }
 
     fn take_rx(&mut self, report: &mut Report) -> Result<(), Fault> {
-        let (len, way) = {
+        let (len, way, sums) = {
             let mut bytes = self.rx.bytes.borrow_mut();
-            (bytes.size(), bytes.byte() % 3)
+            (bytes.size(), bytes.byte() % 3, bytes.byte())
         };
+        let (blank, validated) = (sums & 1 != 0, sums & 2 != 0);
+        let sums = Sums::new(blank, validated);
         let like = self.held.iter().find_map(|held| match held {
             Held::Chain(frame) if way == 2 && Netback::<Haunted<'_>>::is_dense(frame) => {
                 Some(frame)
@@ -603,53 +623,59 @@ impl<'a> Backend<'a> {
             _ => None,
         });
         let len = like.map_or(len, |frame| frame.total());
-        let mut pairs = Vec::new();
+        let (blank, validated) =
+            like.map_or((blank, validated), |f| (f.sums().blank(), f.sums().validated()));
+        // What goes into each page.
+        let mut pages = Vec::new();
+        let mut note = |slots: &[RxSlot]| pages.extend(slots.iter().map(|s| (s.size, s.gref)));
+        let mut many = |frame: RxFrame| {
+            note(frame.slots());
+            Lent::Many(frame.owed)
+        };
         let taken = match (way, like) {
-            (1, _) => self.engine.take_rx_page(len).map(|page| page.map(Lent::One)),
-            (_, None) => self.engine.take_rx(len).map(|pages| pages.map(Lent::Many)),
-            (_, Some(frame)) => self
-                .engine
-                .take_rx_like(frame, |fragment, page| pairs.push((fragment.size, page)))
-                .map(|pages| pages.map(Lent::Many)),
+            (1, _) => self.engine.take_rx_page(len, sums).map(|taken| {
+                taken.map(|(page, owed)| {
+                    pages.push((len, page));
+                    Lent::One(owed)
+                })
+            }),
+            (_, None) => self.engine.take_rx(len, sums).map(|taken| taken.map(many)),
+            (_, Some(frame)) => {
+                let mut pages = RxFrame::NONE;
+                let taken = self.engine.take_rx_like(frame, &mut pages);
+                taken.map(|taken| taken.then(|| many(pages)))
+            }
         };
         let read = self.rx.read();
         let (slots, rest) = read.as_chunks::<RX>();
         assert!(rest.is_empty(), "each slot is read once, whole");
+        assert_eq!(
+            self.rx.wrote(),
+            read.len(),
+            "what is taken is answered ahead, and nothing else"
+        );
         self.rx_taken.extend(slots.iter().map(|[id, _]| *id as u16));
-        let Some(frame) = taken? else {
+        let Some(lent) = taken? else {
             assert!(slots.is_empty(), "pages are taken whole or not at all");
             return Ok(());
         };
         assert!(len <= LONGEST);
-        let grefs: Vec<u32> = match &frame {
-            Lent::Many(frame) => {
-                assert_eq!(frame.slots().iter().map(|slot| slot.size).sum::<u16>(), len);
-                let each = frame.slots().iter().map(|slot| (slot.size, slot.gref));
-                assert!(pairs.is_empty() || each.eq(pairs.iter().copied()));
-                frame.slots().iter().map(|slot| slot.gref.0).collect()
-            }
-            Lent::One(page) => vec![page.gref.0],
-        };
-        assert_eq!(grefs.len(), usize::from(len.div_ceil(4096).max(1)));
-        assert!(grefs.iter().eq(slots.iter().map(|[_, gref]| gref)));
-        self.given.push_back((frame, len));
+        let (sizes, grefs): (Vec<_>, Vec<_>) = pages.into_iter().unzip();
+        assert_eq!(sizes.iter().sum::<u16>(), len);
+        assert_eq!(sizes.len(), usize::from(len.div_ceil(4096).max(1)));
+        assert!(grefs.iter().map(|gref| gref.0).eq(slots.iter().map(|[_, gref]| *gref)));
+        self.given.push_back(Given { lent, sizes, blank, validated });
         report.count("back: pages taken");
         Ok(())
     }
 
     fn answer_rx(&mut self, report: &mut Report) {
-        let Some((frame, len)) = self.given.pop_front() else { return };
-        let kind = self.rx.bytes.borrow_mut().byte();
-        let (csum_blank, data_validated) = (kind & 1 != 0, kind & 2 != 0);
-        let failed = kind & 12 == 12;
-        let sizes: Vec<u16> = match &frame {
-            Lent::Many(frame) => frame.slots().iter().map(|slot| slot.size).collect(),
-            Lent::One(_) => vec![len],
-        };
+        let Some(Given { lent, sizes, blank, validated }) = self.given.pop_front() else { return };
+        let failed = self.rx.bytes.borrow_mut().byte() & 3 == 3;
         for (n, size) in sizes.iter().enumerate() {
             let id = self.rx_taken.pop_front().expect("a page that was taken");
             let more = if n + 1 < sizes.len() { 4 } else { 0 };
-            let sums = u16::from(csum_blank) * 2 + u16::from(data_validated);
+            let sums = u16::from(blank) * 2 + u16::from(blank || validated);
             let flags = more | if n == 0 { sums } else { 0 };
             self.rx_due.push_back(if failed {
                 (id, -1, 0)
@@ -657,13 +683,13 @@ impl<'a> Backend<'a> {
                 (id, size.cast_signed(), flags)
             });
         }
-        let whole = Given::Whole { csum_blank, data_validated };
-        let given = if failed { Given::Failed } else { whole };
-        let answered = match frame {
-            Lent::Many(frame) => self.engine.answer_rx(frame, given),
-            Lent::One(page) => self.engine.answer_rx_page(page, len, given),
+        let answered = match lent {
+            Lent::Many(owed) => self.engine.answer_rx(owed, !failed),
+            Lent::One(owed) => self.engine.answer_rx_page(owed, !failed),
         };
         answered.expect("it is its turn");
+        let anew = if failed { sizes.len() * RX } else { 0 };
+        assert_eq!(self.rx.wrote(), anew, "only what failed is written anew");
         report.count("back: pages answered");
     }
 
@@ -680,8 +706,8 @@ impl<'a> Backend<'a> {
             self.tx_shown = self.tx_shown.wrapping_add(1);
         }
         while self.rx_shown != rx {
-            let words = self.rx.written::<RX>().expect("an answer that was shown was written");
-            let RxResponse { id, offset, flags, status } = words.into();
+            let RxResponse { id, offset, flags, status } =
+                self.rx.answer::<RX>(self.rx_shown).into();
             assert_eq!(offset, 0);
             assert_eq!(Some((id, status, flags)), self.rx_due.pop_front());
             self.rx_shown = self.rx_shown.wrapping_add(1);
@@ -699,7 +725,7 @@ impl<'a> Backend<'a> {
         assert_eq!(self.engine.fault(), Some(fault));
         let before = (self.tx.stores(), self.rx.stores());
         assert_eq!(self.engine.take_tx(), Err(fault));
-        assert_eq!(self.engine.take_rx(60), Err(fault));
+        assert_eq!(self.engine.take_rx(60, Sums::default()), Err(fault));
         assert_eq!(self.engine.arm(Some(60)), Err(fault));
         assert_eq!(self.engine.publish(), Notify::default());
         assert_eq!((self.tx.stores(), self.rx.stores()), before);
@@ -892,7 +918,7 @@ impl<'a> Frontend<'a> {
         let len = usize::from(self.tx.bytes.borrow_mut().size());
         let frame = vec![0x5a; len];
         let (a, b) = frame.split_at(len / 3);
-        let sent = self.engine.send(&[a, b], len % 2 == 0, len % 3 == 0);
+        let sent = self.engine.send(&[a, b], Sums::new(len % 2 == 0, len % 3 == 0));
         self.note_answers(sent.err());
         self.note_requests();
         if sent? {
@@ -970,7 +996,7 @@ impl<'a> Frontend<'a> {
         let before = (self.tx.stores(), self.rx.stores());
         assert_eq!(self.engine.reap(), Err(fault));
         assert_eq!(self.engine.receive(), Err(fault));
-        assert_eq!(self.engine.send(&[&[0; 60]], false, false), Err(fault));
+        assert_eq!(self.engine.send(&[&[0; 60]], Sums::default()), Err(fault));
         assert_eq!(self.engine.arm(true), Err(fault));
         assert_eq!(self.engine.publish(), Notify::default());
         assert_eq!((self.tx.stores(), self.rx.stores()), before);
@@ -1063,14 +1089,14 @@ impl Neighbour {
 
     /// It goes on as if nothing had happened.
     fn lives(&mut self, report: &mut Report) {
-        assert_eq!(self.front.send(&[&[1; 5000]], false, false), Ok(true));
+        assert_eq!(self.front.send(&[&[1; 5000]], Sums::default()), Ok(true));
         let _ = self.front.publish();
         let frame = self.back.take_tx().expect("honest").expect("it was sent");
         assert_eq!(frame.total(), 5000);
         self.back.answer_tx(frame, Status::OKAY).expect("it was asked");
-        let pages = self.back.take_rx(60).expect("honest").expect("there are pages");
-        let whole = Given::Whole { csum_blank: false, data_validated: true };
-        self.back.answer_rx(pages, whole).expect("its turn");
+        let taken = self.back.take_rx(60, Sums::new(false, true));
+        let pages = taken.expect("honest").expect("there are pages");
+        self.back.answer_rx(pages.owed, true).expect("its turn");
         let _ = self.back.publish();
         let frame = self.front.receive().expect("honest").expect("it was given");
         assert_eq!(frame.total(), 60);

@@ -8,8 +8,8 @@
 
 use crate::abi::{GrantRef, PAGE_SIZE};
 use crate::netif::{
-    Fault, Fragment, Refusal, RxRequest, RxResponse, RxWords, Status, TxFrame, TxResponse,
-    TxSingle, TxSource, TxWords, rx_flags,
+    Fault, Refusal, RxRequest, RxResponse, RxWords, Status, Sums, TxFrame, TxResponse, TxSingle,
+    TxSource, TxWords, rx_flags,
 };
 use crate::ring::RingFault;
 use crate::shared_ring::{BackRing, Memory, SharedPage, Unasked};
@@ -38,40 +38,45 @@ pub struct RxSlot {
     pub gref: GrantRef,
     /// Bytes of it that are wanted.
     pub size: u16,
-    id: u16,
 }
 
-/// The pages that a frame for the peer is to be put into.
-///
-/// They are to be answered exactly once, so there is no second one of it.
+/// The pages that a frame for the peer is to be put into, and what is owed for them.
 #[derive(Debug, PartialEq, Eq)]
 pub struct RxFrame {
     slots: [RxSlot; RX_PAGES],
-    count: u8,
-    /// The number of the first request.
-    start: u32,
+    /// What is owed.
+    pub owed: Owed,
 }
 
 impl RxFrame {
     /// No pages.
-    const NONE: Self = {
-        let none = RxSlot { gref: GrantRef(0), size: 0, id: 0 };
-        Self { slots: [none; RX_PAGES], count: 0, start: 0 }
+    pub const NONE: Self = {
+        let slot = RxSlot { gref: GrantRef(0), size: 0 };
+        let owed = Owed { start: 0, ids: [0; RX_PAGES], count: 0 };
+        Self { slots: [slot; RX_PAGES], owed }
     };
 
     /// The pages, in order; their sizes add up to the frame.
+    #[inline]
     pub fn slots(&self) -> &[RxSlot] {
-        &self.slots[..usize::from(self.count)]
+        &self.slots[..usize::from(self.owed.count)]
     }
 }
 
-/// The one page that a frame for the peer is to be put into, from its first byte.
+/// What is owed for the pages that were taken for a frame for the peer.
 ///
-/// It is to be answered exactly once, so there is no second one of it.
+/// They are to be answered exactly once, so there is no second one of it.
 #[derive(Debug, PartialEq, Eq)]
-pub struct RxPage {
-    /// The page.
-    pub gref: GrantRef,
+pub struct Owed {
+    /// The number of the first request.
+    start: u32,
+    ids: [u16; RX_PAGES],
+    count: u8,
+}
+
+/// The same for a single page.
+#[derive(Debug, PartialEq, Eq)]
+pub struct OwedPage {
     id: u16,
     /// The number of the request, as far as two bytes hold it.
     start: u16,
@@ -86,27 +91,6 @@ pub enum TakenTx {
     Single(TxSingle),
     /// A frame that is now where the caller wanted it.
     Chain,
-}
-
-/// What became of a frame for the peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Given {
-    /// It is there.
-    Whole {
-        /// Its checksum is still to be filled in.
-        csum_blank: bool,
-        /// Its data is known to be good.
-        data_validated: bool,
-    },
-    /// It could not be copied.
-    Failed,
-}
-
-/// What is said of a frame's checksum.
-#[inline]
-const fn sums(csum_blank: bool, data_validated: bool) -> u16 {
-    (if csum_blank { rx_flags::CSUM_BLANK } else { 0 })
-        | (if data_validated { rx_flags::DATA_VALIDATED } else { 0 })
 }
 
 /// Which event channels are to be notified. They may be the same.
@@ -297,6 +281,22 @@ impl<M: Memory> Netback<M> {
         self.tx.push(&TxResponse { id, status })
     }
 
+    /// The same of so many of them, of which `answer` says the id and how it went.
+    ///
+    /// # Errors
+    /// [`Unasked`] if there are not so many requests without an answer; none is answered then.
+    #[inline]
+    pub fn settle_singles(
+        &mut self,
+        count: usize,
+        mut answer: impl FnMut(usize) -> (u16, Status),
+    ) -> Result<(), Unasked> {
+        self.tx.push_each(count, |n| {
+            let (id, status) = answer(n);
+            TxResponse { id, status }
+        })
+    }
+
     /// Pages that a frame of `len` bytes takes.
     fn pages(len: u16) -> u32 {
         u32::from(len).div_ceil(PAGE_SIZE as u32).max(1)
@@ -307,19 +307,17 @@ impl<M: Memory> Netback<M> {
         len <= self.longest_rx
     }
 
-    /// Takes pages for a frame of `len` bytes, if the frontend has as many, or none.
+    /// Takes pages for a frame of `len` bytes, if the frontend has as many, or none. What it will be told
+    /// of them is written already: `sums` must be so when the frame is there.
     ///
     /// # Errors
     /// [`Fault`].
     #[inline]
-    pub fn take_rx(&mut self, len: u16) -> Result<Option<RxFrame>, Fault> {
-        let (mut frame, mut left) = (RxFrame::NONE, len);
-        let taken = self.take_pages(len, &mut frame, |_| {
-            let size = left.min(PAGE_SIZE as u16);
-            left -= size;
-            size
-        })?;
-        Ok(taken.then_some(frame))
+    pub fn take_rx(&mut self, len: u16, sums: Sums) -> Result<Option<RxFrame>, Fault> {
+        const PAGE: usize = PAGE_SIZE;
+        let size = |n| usize::from(len).saturating_sub(n * PAGE).min(PAGE) as u16;
+        let mut pages = RxFrame::NONE;
+        Ok(self.take_pages(len, sums, &mut pages, size)?.then_some(pages))
     }
 
     /// Whether a frame of another peer's lies in no more pages than it needs.
@@ -329,29 +327,15 @@ impl<M: Memory> Netback<M> {
     }
 
     /// Takes pages for such a frame, one for each of its fragments, so that each can be copied in one
-    /// piece: calls `each` for both.
+    /// piece, if the frontend has as many; whether `pages` are those. As in [`Self::take_rx`], what is
+    /// known of its sums is written already.
     ///
     /// # Errors
     /// [`Fault`].
     #[inline]
-    pub fn take_rx_like(
-        &mut self,
-        frame: &TxFrame,
-        mut each: impl FnMut(&Fragment, GrantRef),
-    ) -> Result<Option<RxFrame>, Fault> {
-        let mut fragments = frame.fragments().iter();
-        let mut pages = RxFrame::NONE;
-        let taken = self.take_pages(frame.total(), &mut pages, |page| {
-            fragments.next().map_or(0, |fragment| {
-                each(fragment, page);
-                fragment.size
-            })
-        });
-        match taken {
-            Ok(true) => Ok(Some(pages)),
-            Ok(false) => Ok(None),
-            Err(fault) => Err(fault),
-        }
+    pub fn take_rx_like(&mut self, frame: &TxFrame, pages: &mut RxFrame) -> Result<bool, Fault> {
+        let size = |n: usize| frame.fragments().get(n).map_or(0, |fragment| fragment.size);
+        self.take_pages(frame.total(), frame.sums(), pages, size)
     }
 
     /// Takes pages for `len` bytes, of which so many go into each; whether there are as many.
@@ -359,63 +343,74 @@ impl<M: Memory> Netback<M> {
     fn take_pages(
         &mut self,
         len: u16,
-        frame: &mut RxFrame,
-        mut size: impl FnMut(GrantRef) -> u16,
+        sums: Sums,
+        pages: &mut RxFrame,
+        size: impl Fn(usize) -> u16,
     ) -> Result<bool, Fault> {
         self.sane()?;
-        let wanted = Self::pages(len);
+        let wanted = Self::pages(len) as usize;
         let available = self.rx.available();
-        if !self.may_give(len) || self.check(available)? < wanted {
+        if !self.may_give(len) || (self.check(available)? as usize) < wanted {
             return Ok(false);
         }
         // No more than fit: `longest_rx` is not longer.
-        (frame.count, frame.start) = (wanted as u8, self.rx.next());
-        let mut slots = frame.slots.iter_mut();
-        self.rx.pop_each(wanted, |RxRequest { id, gref }| {
-            if let Some(slot) = slots.next() {
-                let gref = GrantRef(gref);
-                *slot = RxSlot { gref, size: size(gref), id };
+        (pages.owed.start, pages.owed.count) = (self.rx.next(), wanted as u8);
+        let mut places = pages.slots.iter_mut().zip(&mut pages.owed.ids);
+        self.rx.draft_each(wanted, |n, RxRequest { id, gref }| {
+            let size = size(n);
+            if let Some((slot, owed)) = places.next() {
+                (*slot, *owed) = (RxSlot { gref: GrantRef(gref), size }, id);
             }
+            let more = if n + 1 < wanted { rx_flags::MORE_DATA } else { 0 };
+            let flags = more | if n == 0 { sums.rx_flags() } else { 0 };
+            // A page's bytes at most.
+            RxResponse { id, offset: 0, flags, status: size.cast_signed() }.into()
         });
         Ok(true)
     }
 
-    /// Takes one page for a frame of `len` bytes; `None` if the frontend has none, or one does not do.
+    /// Takes one page for a frame of `len` bytes, which goes to its first byte, as [`Self::take_rx`] does;
+    /// `None` if the frontend has none, or one does not do.
     ///
     /// # Errors
     /// [`Fault`].
     #[inline]
-    pub fn take_rx_page(&mut self, len: u16) -> Result<Option<RxPage>, Fault> {
+    pub fn take_rx_page(
+        &mut self,
+        len: u16,
+        sums: Sums,
+    ) -> Result<Option<(GrantRef, OwedPage)>, Fault> {
         self.sane()?;
         if len > self.longest_rx_page {
             return Ok(None);
         }
         let start = self.rx.next() as u16;
-        let popped = self.rx.pop();
-        let page = self.check(popped)?;
-        Ok(page.map(|RxRequest { id, gref }| RxPage { gref: GrantRef(gref), id, start }))
+        // A page's bytes at most.
+        let (flags, status) = (sums.rx_flags(), len.cast_signed());
+        let popped = self.rx.draft_next(|RxRequest { id, .. }| {
+            RxResponse { id: *id, offset: 0, flags, status }.into()
+        });
+        let Some(RxRequest { id, gref }) = self.check(popped)? else { return Ok(None) };
+        Ok(Some((GrantRef(gref), OwedPage { id, start })))
     }
 
-    /// Answers for the page of a frame of `len` bytes, as [`Self::answer_rx`] does.
+    /// Answers for the page of a frame that is there, or could not be copied, as [`Self::answer_rx`] does.
     ///
     /// # Errors
     /// As [`Self::answer_rx`].
     #[inline]
-    pub fn answer_rx_page(&mut self, page: RxPage, len: u16, given: Given) -> Result<(), Unasked> {
+    pub fn answer_rx_page(&mut self, page: OwedPage, whole: bool) -> Result<(), Unasked> {
         if self.rx.answered() as u16 != page.start {
             return Err(Unasked);
         }
-        let (flags, status) = match given {
-            Given::Failed => (0, Status::ERROR.0),
-            // A page's bytes at most.
-            Given::Whole { csum_blank, data_validated } => {
-                (sums(csum_blank, data_validated), len.cast_signed())
-            }
-        };
-        self.rx.push(&RxResponse { id: page.id, offset: 0, flags, status }.into())
+        if !whole {
+            self.fail(&[page.id])?;
+        }
+        self.rx.push_drafts(1)
     }
 
-    /// Answers for a frame's pages; the frontend is shown it with the next [`Self::publish`].
+    /// Answers for the pages of a frame that is there, or could not be copied; the frontend is shown it
+    /// with the next [`Self::publish`].
     ///
     /// Frontends know a page by its place, so frames are answered in the order in which their pages
     /// were taken.
@@ -423,27 +418,26 @@ impl<M: Memory> Netback<M> {
     /// # Errors
     /// [`Unasked`] if it is not this frame's turn, or it was not taken from this interface since it
     /// was connected.
-    pub fn answer_rx(&mut self, frame: RxFrame, given: Given) -> Result<(), Unasked> {
-        let slots = frame.slots();
+    #[inline]
+    pub fn answer_rx(&mut self, frame: Owed, whole: bool) -> Result<(), Unasked> {
         if self.rx.answered() != frame.start {
             return Err(Unasked);
         }
-        let last = slots.len().wrapping_sub(1);
-        let (sums, failed) = match given {
-            Given::Failed => (0, true),
-            Given::Whole { csum_blank, data_validated } => {
-                (sums(csum_blank, data_validated), false)
-            }
-        };
-        self.rx.push_each(slots.len(), |n| {
-            let slot = slots[n];
-            let more = if n < last { rx_flags::MORE_DATA } else { 0 };
-            let flags = more | if n == 0 { sums } else { 0 };
-            // A page's bytes at most.
-            let status = slot.size.cast_signed();
-            let (flags, status) = if failed { (0, Status::ERROR.0) } else { (flags, status) };
-            RxResponse { id: slot.id, offset: 0, flags, status }.into()
-        })
+        if !whole {
+            self.fail(&frame.ids[..usize::from(frame.count)])?;
+        }
+        self.rx.push_drafts(frame.count.into())
+    }
+
+    /// Writes anew what is said of the next pages: nothing is in them.
+    #[cold]
+    fn fail(&mut self, ids: &[u16]) -> Result<(), Unasked> {
+        let start = self.rx.answered();
+        for (n, id) in (0..).zip(ids) {
+            let failed = RxResponse { id: *id, offset: 0, flags: 0, status: Status::ERROR.0 };
+            self.rx.draft(start.wrapping_add(n), &failed.into())?;
+        }
+        Ok(())
     }
 
     /// Shows the frontend all answers, and says whom to notify.
@@ -514,7 +508,7 @@ mod tests {
         assert_eq!(back.take_tx(), Ok(None), "it has not been shown");
         assert!(tx.publish());
         let frame = back.take_tx().unwrap().unwrap();
-        assert_eq!((frame.total(), frame.csum_blank()), (5000, true));
+        assert_eq!((frame.total(), frame.sums()), (5000, Sums::new(true, false)));
         assert_eq!(back.take_tx(), Ok(None));
         assert_eq!(back.owed_tx(), 2);
         back.answer_tx(frame, Status::OKAY).unwrap();
@@ -577,7 +571,7 @@ mod tests {
         let _ = tx.publish();
         assert_eq!(back.take_tx(), Err(Fault::Cut));
         assert_eq!(back.take_tx(), Err(Fault::Cut));
-        assert_eq!(back.take_rx(60), Err(Fault::Cut));
+        assert_eq!(back.take_rx(60, Sums::default()), Err(Fault::Cut));
         assert_eq!(back.arm(None), Err(Fault::Cut));
         assert_eq!(back.publish(), Notify::default());
         assert_eq!(back.fault(), Some(Fault::Cut));
@@ -596,10 +590,13 @@ mod tests {
             }
             let _ = bench.rx.publish();
         }
-        let first = one.back.take_rx(60).unwrap().unwrap();
-        let second = one.back.take_rx(60).unwrap().unwrap();
-        assert_eq!(one.back.answer_rx(second, Given::Failed), Err(Unasked), "not its turn");
-        assert_eq!(other.back.answer_rx(first, Given::Failed), Err(Unasked));
+        let sums = Sums::default();
+        let mut take = || one.back.take_rx(60, sums).unwrap().unwrap().owed;
+        let (first, second) = (take(), take());
+        assert_eq!(one.back.answer_rx(second, false), Err(Unasked), "not its turn");
+        let page = one.back.take_rx_page(60, sums).unwrap().unwrap().1;
+        assert_eq!(one.back.answer_rx_page(page, false), Err(Unasked), "not its turn");
+        assert_eq!(other.back.answer_rx(first, false), Err(Unasked));
     }
 
     #[test]
@@ -631,28 +628,30 @@ mod tests {
             let (mut used, mut given) = (0, Vec::new());
             for (len, how) in frames {
                 let wanted = len.div_ceil(4096);
-                let taken = back.take_rx(len).unwrap();
+                let [_, blank, validated] = how;
+                let taken = back.take_rx(len, Sums::new(blank, validated)).unwrap();
                 let fits = len <= 9018 && wanted <= pages - used;
                 prop_assert_eq!(taken.is_some(), fits);
                 if let Some(frame) = taken {
-                    let grefs: Vec<_> = frame.slots().iter().map(|slot| slot.gref.0).collect();
+                    let slots = frame.slots();
+                    let grefs: Vec<_> = slots.iter().map(|slot| slot.gref.0).collect();
                     let first = 50 + u32::from(used);
                     prop_assert_eq!(grefs, (first..first + u32::from(wanted)).collect::<Vec<_>>());
-                    prop_assert_eq!(frame.slots().iter().map(|slot| slot.size).sum::<u16>(), len);
+                    prop_assert_eq!(slots.iter().map(|slot| slot.size).sum::<u16>(), len);
                     used += wanted;
                     given.push((frame, len, how));
                 }
             }
             prop_assert_eq!(back.owed_rx(), u32::from(used));
             let mut wanted = Vec::new();
-            for (frame, len, [failed, csum_blank, data_validated]) in given {
+            for (frame, len, [failed, blank, validated]) in given {
                 let slots = frame.slots().len();
-                let how = if failed { Given::Failed } else { Given::Whole { csum_blank, data_validated } };
-                back.answer_rx(frame, how).unwrap();
+                back.answer_rx(frame.owed, !failed).unwrap();
                 wanted.extend((0..slots).map(|n| {
                     let size = (len - 4096 * n as u16).min(4096) as i16;
                     let more = if n + 1 < slots { 4 } else { 0 };
-                    let sum = if n == 0 { 2 * u16::from(csum_blank) + u16::from(data_validated) } else { 0 };
+                    let sum = 2 * u16::from(blank) + u16::from(blank || validated);
+                    let sum = if n == 0 { sum } else { 0 };
                     if failed { (-1, 0) } else { (size, more + sum) }
                 }));
             }

@@ -12,7 +12,7 @@ use crate::abi::{DomId, GrantRef, Mfn, PAGE_SIZE};
 use crate::grant::{EndError, GrantError, GrantTable};
 use crate::netback::Notify;
 use crate::netif::{
-    Extra, Fault, HEADER_LEN, Refusal, RxRequest, RxResponse, RxWords, SLOTS_MAX, Status,
+    Extra, Fault, HEADER_LEN, Refusal, RxRequest, RxResponse, RxWords, SLOTS_MAX, Status, Sums,
     TxRequest, TxResponse, TxWords, rx_flags, tx_flags,
 };
 use crate::shared_ring::{FrontRing, Memory, SharedPage};
@@ -168,14 +168,9 @@ impl Received {
         self.total
     }
 
-    /// Whether its checksum is still to be filled in.
-    pub fn csum_blank(&self) -> bool {
-        self.flags & rx_flags::CSUM_BLANK != 0
-    }
-
-    /// Whether its data is known to be good.
-    pub fn data_validated(&self) -> bool {
-        self.flags & rx_flags::DATA_VALIDATED != 0
+    /// What is known of its checksum.
+    pub fn sums(&self) -> Sums {
+        Sums::of_rx(self.flags)
     }
 }
 
@@ -408,12 +403,7 @@ impl<const N: usize, M: Memory> Netfront<N, M> {
     ///
     /// # Errors
     /// [`Fault`].
-    pub fn send(
-        &mut self,
-        parts: &[&[u8]],
-        csum_blank: bool,
-        data_validated: bool,
-    ) -> Result<bool, Fault> {
+    pub fn send(&mut self, parts: &[&[u8]], sums: Sums) -> Result<bool, Fault> {
         let total: usize = parts.iter().map(|part| part.len()).sum();
         let slots = total.div_ceil(PAGE_SIZE).max(1);
         if self.tx_free.count < slots || (self.tx.room() as usize) < slots {
@@ -443,15 +433,9 @@ impl<const N: usize, M: Memory> Netfront<N, M> {
                 used += now.len();
                 part = later;
             }
-            let mut flags = 0;
+            let mut flags = if slot == 0 { sums.tx_flags() } else { 0 };
             if slot + 1 < slots {
                 flags |= tx_flags::MORE_DATA;
-            }
-            if slot == 0 && csum_blank {
-                flags |= tx_flags::CSUM_BLANK;
-            }
-            if slot == 0 && data_validated {
-                flags |= tx_flags::DATA_VALIDATED;
             }
             let size = if slot == 0 { total } else { used as u16 };
             let gref = gref.map_or(0, |gref| gref.0);
@@ -610,7 +594,7 @@ impl<const N: usize, M: Memory> Netfront<N, M> {
 mod tests {
     use super::*;
     use crate::abi::{GRANTS_PER_PAGE, GTF_READING, GTF_READONLY, GTF_WRITING, GrantEntry};
-    use crate::netback::{Given, Netback};
+    use crate::netback::Netback;
     use crate::shared_ring::BackRing;
     use proptest::prelude::*;
     use std::collections::VecDeque;
@@ -719,10 +703,11 @@ mod tests {
                         let frame = content(len);
                         let (a, rest) = frame.split_at(5);
                         let (b, c) = rest.split_at(rest.len() / 3);
-                        let sent = world.front.send(&[a, b, &[], c], blank, valid).unwrap();
+                        let sums = Sums::new(blank, valid);
+                        let sent = world.front.send(&[a, b, &[], c], sums).unwrap();
                         prop_assert!(!sent || len <= 9018);
                         if sent {
-                            out.push_back((frame, blank, valid));
+                            out.push_back((frame, Sums::new(blank, blank || valid)));
                         }
                         let _ = world.front.publish();
                     }
@@ -736,18 +721,18 @@ mod tests {
                                 // SAFETY: in the page.
                                 got.extend(unsafe { std::slice::from_raw_parts(page.add(at), size) });
                             }
-                            let got = (got, frame.csum_blank(), frame.data_validated());
-                            prop_assert_eq!(got, out.pop_front().unwrap());
+                            prop_assert_eq!((got, frame.sums()), out.pop_front().unwrap());
                             back.answer_tx(frame, Status::OKAY).unwrap();
                         }
                         prop_assert!(out.is_empty());
                         let _ = back.publish();
                     }
-                    Step::BackGives(len, csum_blank, data_validated) => {
+                    Step::BackGives(len, blank, valid) => {
                         let frame = content(len);
-                        if let Some(slots) = back.take_rx(len).unwrap() {
+                        let taken = back.take_rx(len, Sums::new(blank, valid)).unwrap();
+                        if let Some(pages) = taken {
                             let mut rest = &frame[..];
-                            for slot in slots.slots() {
+                            for slot in pages.slots() {
                                 let (page, writable) = world.granted(slot.gref);
                                 prop_assert!(writable);
                                 let (now, later) = rest.split_at(slot.size.into());
@@ -755,16 +740,14 @@ mod tests {
                                 unsafe { page.copy_from(now.as_ptr(), now.len()) };
                                 rest = later;
                             }
-                            let given = Given::Whole { csum_blank, data_validated };
-                            back.answer_rx(slots, given).unwrap();
-                            into.push_back((frame, csum_blank, data_validated));
+                            back.answer_rx(pages.owed, true).unwrap();
+                            into.push_back((frame, Sums::new(blank, blank || valid)));
                         }
                         let _ = back.publish();
                     }
                     Step::Receive => {
                         while let Some(frame) = world.front.receive().unwrap() {
-                            let got = bytes(&world.front, &frame);
-                            let got = (got, frame.csum_blank(), frame.data_validated());
+                            let got = (bytes(&world.front, &frame), frame.sums());
                             prop_assert_eq!(got, into.pop_front().unwrap());
                             world.front.recycle(frame);
                         }
@@ -830,7 +813,7 @@ mod tests {
         {
             let mut world = world(0);
             let (mut tx, _) = rings(&world);
-            assert_eq!(world.front.send(&[&[1; 5000]], false, false), Ok(true));
+            assert_eq!(world.front.send(&[&[1; 5000]], Sums::default()), Ok(true));
             let _ = world.front.publish();
             while tx.pop().unwrap().is_some() {}
             for id in answers {
@@ -840,7 +823,7 @@ mod tests {
             let result = world.front.reap();
             assert_eq!(result.is_err(), faulty, "{answers:?}");
             assert_eq!(world.front.receive().is_err(), faulty);
-            assert_eq!(world.front.send(&[&[1; 60]], false, false).is_err(), faulty);
+            assert_eq!(world.front.send(&[&[1; 60]], Sums::default()).is_err(), faulty);
         }
     }
 
@@ -903,7 +886,7 @@ mod tests {
         unsafe { (*world.table.add(ring.0 as usize)).flags |= flags };
         assert_eq!(world.front.close(&mut world.grants), 1);
         assert_eq!(world.grants.in_use(), 1);
-        assert_eq!(world.front.send(&[&[0; 60]], false, false), Err(Fault::Closed));
+        assert_eq!(world.front.send(&[&[0; 60]], Sums::default()), Err(Fault::Closed));
         assert_eq!(world.front.publish(), Notify::default());
         // SAFETY: as above.
         unsafe { (*world.table.add(ring.0 as usize)).flags &= !flags };
@@ -943,7 +926,7 @@ mod tests {
         // The requests to receive, of which a backend is told at once.
         assert_eq!(world.front.publish(), Notify { tx: false, rx: true });
         assert_eq!(world.front.arm(false), Ok(false));
-        while world.front.send(&[&[0; 60]], false, false).unwrap() {}
+        while world.front.send(&[&[0; 60]], Sums::default()).unwrap() {}
         assert_eq!(world.front.free_tx(), 0);
         let _ = world.front.publish();
         assert_eq!(world.front.arm(true), Ok(false));
@@ -951,7 +934,7 @@ mod tests {
         tx.push(&TxResponse { id, status: Status::DROPPED }).unwrap();
         assert!(tx.publish());
         assert_eq!(world.front.arm(true), Ok(true));
-        assert_eq!(world.front.send(&[&[0; 60]], false, false), Ok(true));
+        assert_eq!(world.front.send(&[&[0; 60]], Sums::default()), Ok(true));
         assert_eq!((world.front.counters().tx_failed, world.front.free_tx()), (1, 0));
         rx.pop().unwrap().unwrap();
         rx.push(&RxResponse { id: 0, offset: 0, flags: 0, status: 60 }.into()).unwrap();

@@ -56,6 +56,58 @@ impl Status {
     pub const NULL: Self = Self(1);
 }
 
+/// What is known of a frame's checksum: a bit each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sums(u8);
+
+impl Sums {
+    const BLANK: u8 = tx_flags::CSUM_BLANK as u8;
+    const VALIDATED: u8 = tx_flags::DATA_VALIDATED as u8;
+
+    /// Whether it is still to be filled in, and whether the data is known to be good.
+    #[inline]
+    pub const fn new(blank: bool, validated: bool) -> Self {
+        let blank = if blank { Self::BLANK } else { 0 };
+        Self(blank | if validated { Self::VALIDATED } else { 0 })
+    }
+
+    /// What the [`tx_flags`] of a request say.
+    #[inline]
+    const fn of_tx(flags: u16) -> Self {
+        Self(flags as u8 & (Self::BLANK | Self::VALIDATED))
+    }
+
+    /// What the [`rx_flags`] of a response say.
+    pub(crate) const fn of_rx(flags: u16) -> Self {
+        Self::new(flags & rx_flags::CSUM_BLANK != 0, flags & rx_flags::DATA_VALIDATED != 0)
+    }
+
+    /// Whether the checksum is still to be filled in.
+    #[inline]
+    pub const fn blank(self) -> bool {
+        self.0 & Self::BLANK != 0
+    }
+
+    /// Whether the data is known to be good.
+    #[inline]
+    pub const fn validated(self) -> bool {
+        self.0 & Self::VALIDATED != 0
+    }
+
+    /// The [`tx_flags`] of a request: data whose sum is blank has never left the machine, and is good.
+    pub(crate) const fn tx_flags(self) -> u16 {
+        let blank = if self.blank() { tx_flags::CSUM_BLANK } else { 0 };
+        blank | if self.0 != 0 { tx_flags::DATA_VALIDATED } else { 0 }
+    }
+
+    /// The [`rx_flags`] of a response, in the same way.
+    #[inline]
+    pub(crate) const fn rx_flags(self) -> u16 {
+        let blank = if self.blank() { rx_flags::CSUM_BLANK } else { 0 };
+        blank | if self.0 != 0 { rx_flags::DATA_VALIDATED } else { 0 }
+    }
+}
+
 /// The low and the high half of a word.
 fn halves(word: u32) -> (u16, u16) {
     (word as u16, (word >> 16) as u16)
@@ -350,14 +402,10 @@ impl TxFrame {
         self.total
     }
 
-    /// Whether its checksum is still to be filled in.
-    pub fn csum_blank(&self) -> bool {
-        self.flags & tx_flags::CSUM_BLANK != 0
-    }
-
-    /// Whether its data is known to be good.
-    pub fn data_validated(&self) -> bool {
-        self.flags & tx_flags::DATA_VALIDATED != 0
+    /// What is known of its checksum.
+    #[inline]
+    pub fn sums(&self) -> Sums {
+        Sums::of_tx(self.flags)
     }
 
     /// Room for one.
@@ -485,16 +533,10 @@ impl TxSingle {
         self.fragment
     }
 
-    /// Whether its checksum is still to be filled in.
+    /// What is known of its checksum.
     #[inline]
-    pub fn csum_blank(&self) -> bool {
-        self.flags & tx_flags::CSUM_BLANK != 0
-    }
-
-    /// Whether its data is known to be good.
-    #[inline]
-    pub fn data_validated(&self) -> bool {
-        self.flags & tx_flags::DATA_VALIDATED != 0
+    pub fn sums(&self) -> Sums {
+        Sums::of_tx(self.flags)
     }
 }
 
@@ -656,10 +698,10 @@ mod tests {
     fn flags_have_their_public_values() {
         let blank = TxRequest { flags: 1, size: 60, ..TxRequest::default() };
         let (frame, _) = take(&[blank.into()]).unwrap().unwrap();
-        assert!(frame.csum_blank() && !frame.data_validated());
+        assert!(frame.sums().blank() && !frame.sums().validated());
         let valid = TxRequest { flags: 2, size: 60, ..TxRequest::default() };
         let (frame, _) = take(&[valid.into()]).unwrap().unwrap();
-        assert!(!frame.csum_blank() && frame.data_validated());
+        assert!(!frame.sums().blank() && frame.sums().validated());
         // The receiving side has them the other way round.
         assert_eq!((rx_flags::DATA_VALIDATED, rx_flags::CSUM_BLANK), (1, 2));
         assert_eq!((tx_flags::MORE_DATA, rx_flags::MORE_DATA), (4, 4));

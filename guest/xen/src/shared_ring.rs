@@ -249,7 +249,7 @@ pub struct BackRing<Req, Rsp, M = SharedPage> {
     /// Requests taken, and how many the frontend has shown.
     req_cons: u32,
     seen: u32,
-    /// Responses written, and how many of them the frontend was shown.
+    /// Responses that count, and how many of them the frontend was shown.
     rsp_prod: u32,
     shown: u32,
 }
@@ -258,7 +258,8 @@ impl<Req: Slot, Rsp: Slot, M: Memory> BackRing<Req, Rsp, M> {
     /// Slots of the ring.
     pub const SIZE: u32 = Layout::<Req, Rsp>::SIZE;
 
-    /// The ring that a frontend has made; goes on where the last backend has answered.
+    /// The ring that a frontend has made; goes on where the last backend has answered, if that has
+    /// written no response ahead: it would be read as a request.
     pub fn attach(memory: M) -> Self {
         let at = memory.load(RSP_PROD, Ordering::Acquire);
         Self { memory, slots: PhantomData, req_cons: at, seen: at, rsp_prod: at, shown: at }
@@ -302,14 +303,34 @@ impl<Req: Slot, Rsp: Slot, M: Memory> BackRing<Req, Rsp, M> {
         Ok(Some(request))
     }
 
-    /// Takes up to `count` of the requests that [`Self::available`] has found.
+    /// Takes the next request, and writes what `answer` says in its place, as [`Self::draft`] does.
+    ///
+    /// # Errors
+    /// As [`Self::available`].
     #[inline]
-    pub fn pop_each(&mut self, count: u32, mut each: impl FnMut(Req)) {
+    pub fn draft_next(
+        &mut self,
+        answer: impl FnOnce(&Req) -> Rsp,
+    ) -> Result<Option<Req>, RingFault> {
+        let at = Layout::<Req, Rsp>::slot(self.req_cons);
+        let request = self.pop()?;
+        if let Some(request) = &request {
+            write(&self.memory, at, &answer(request));
+        }
+        Ok(request)
+    }
+
+    /// Takes up to `count` of the requests that [`Self::available`] has found, and writes what `each`
+    /// answers to the first, the second, and so on, in its place, as [`Self::draft`] does.
+    #[inline]
+    pub fn draft_each(&mut self, count: usize, mut each: impl FnMut(usize, Req) -> Rsp) {
         let start = self.req_cons;
-        let count = count.min(self.seen.wrapping_sub(start));
+        let count = (count as u32).min(self.seen.wrapping_sub(start));
         self.req_cons = start.wrapping_add(count);
         for n in 0..count {
-            each(read(&self.memory, Layout::<Req, Rsp>::slot(start.wrapping_add(n))));
+            let at = Layout::<Req, Rsp>::slot(start.wrapping_add(n));
+            let answer = each(n as usize, read(&self.memory, at));
+            write(&self.memory, at, &answer);
         }
     }
 
@@ -358,12 +379,39 @@ impl<Req: Slot, Rsp: Slot, M: Memory> BackRing<Req, Rsp, M> {
         Ok(())
     }
 
+    /// Writes the response that will be number `index`, of a request that was taken and has none, ahead
+    /// of its turn. It counts when [`Self::push_drafts`] comes to it, and can be written anew until then.
+    ///
+    /// # Errors
+    /// [`Unasked`]; nothing is written then.
+    #[inline]
+    pub fn draft(&mut self, index: u32, response: &Rsp) -> Result<(), Unasked> {
+        if index.wrapping_sub(self.rsp_prod) >= self.unanswered() {
+            return Err(Unasked);
+        }
+        write(&self.memory, Layout::<Req, Rsp>::slot(index), response);
+        Ok(())
+    }
+
+    /// Lets the next `count` responses count, which were written ahead.
+    ///
+    /// # Errors
+    /// [`Unasked`] if there are not so many requests without a response; none counts then.
+    #[inline]
+    pub fn push_drafts(&mut self, count: u32) -> Result<(), Unasked> {
+        if count > self.unanswered() {
+            return Err(Unasked);
+        }
+        self.rsp_prod = self.rsp_prod.wrapping_add(count);
+        Ok(())
+    }
+
     /// The number of the next response.
     pub fn answered(&self) -> u32 {
         self.rsp_prod
     }
 
-    /// Shows the frontend what was written. Whether it must be notified.
+    /// Shows the frontend all responses that count. Whether it must be notified.
     #[must_use]
     pub fn publish(&mut self) -> bool {
         let (old, new) = (self.shown, self.rsp_prod);
@@ -422,6 +470,33 @@ mod tests {
         assert!(page.0[4..].iter().all(|word| *word == 0));
     }
 
+    #[test]
+    fn what_is_written_ahead_counts_in_its_turn() {
+        for start in [0, u32::MAX - 1] {
+            let (_page, mut front, mut back) = ring(start);
+            for n in 0..4 {
+                front.push(&[n, 0, 0]).unwrap();
+            }
+            let _ = front.publish();
+            assert_eq!(back.draft(start, &[9]), Err(Unasked), "it has not been taken");
+            assert_eq!(back.available(), Ok(4));
+            back.draft_each(2, |n, [asked, ..]| [10 * n as u32 + asked]);
+            assert_eq!(back.draft_next(|[asked, ..]| [100 + asked]), Ok(Some([2, 0, 0])));
+            assert_eq!(back.push_drafts(4), Err(Unasked), "the last has not been taken");
+            assert!(!back.publish());
+            assert_eq!(front.pop(), Ok(None), "none counts yet");
+            back.push_drafts(2).unwrap();
+            assert_eq!(back.draft(start, &[9]), Err(Unasked), "it counts already");
+            back.draft(start.wrapping_add(2), &[7]).unwrap();
+            back.push_drafts(1).unwrap();
+            assert!(back.publish());
+            let answers: Vec<_> = std::iter::from_fn(|| front.pop().unwrap()).collect();
+            assert_eq!((answers, back.unanswered()), (vec![[0], [11], [7]], 0));
+            // The number of the next request to come is that of no request that was taken.
+            assert_eq!(back.draft(start.wrapping_add(3), &[9]), Err(Unasked));
+        }
+    }
+
     #[derive(Clone, Debug)]
     enum Step {
         Ask(u32),
@@ -449,7 +524,7 @@ mod tests {
         /// Two queues, of which at most SIZE requests are anywhere, wherever the numbers stand.
         #[test]
         fn requests_and_responses_arrive_once_and_in_order(
-            at in prop_oneof![any::<u32>(), u32::MAX - 600..=u32::MAX], steps in steps(),
+            at in prop_oneof![any::<u32>(), u32::MAX - 600..=u32::MAX], steps in steps(), ahead: bool,
         ) {
             let (_page, mut front, mut back) = ring(at);
             let (mut asked, mut shown) = (VecDeque::new(), VecDeque::new());
@@ -472,13 +547,22 @@ mod tests {
                         shown.append(&mut asked);
                     }
                     Step::Take(count) => for _ in 0..count {
-                        let request = back.pop().unwrap();
+                        // Every other response that is written ahead is wrong at first.
+                        let draft = |[n, ..]: &[u32; 3]| [if n % 2 == 0 { *n } else { !n }];
+                        let request = if ahead { back.draft_next(draft) } else { back.pop() };
+                        let request = request.unwrap();
                         prop_assert_eq!(request, shown.pop_front().map(|n| [n, !n, 7]));
                         taken.extend(request.map(|[n, ..]| n));
                     },
                     Step::Answer(count) => for _ in 0..count {
                         let n = taken.pop_front();
-                        let pushed = back.push(&[n.unwrap_or(0)]);
+                        let pushed = match n {
+                            _ if !ahead => back.push(&[n.unwrap_or(0)]),
+                            Some(n) if n % 2 == 1 => back
+                                .draft(back.answered(), &[n])
+                                .and_then(|()| back.push_drafts(1)),
+                            _ => back.push_drafts(1),
+                        };
                         prop_assert_eq!(pushed.is_ok(), n.is_some());
                         answered.extend(n);
                     },

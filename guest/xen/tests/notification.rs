@@ -125,8 +125,18 @@ fn conversation(weakness: Weakness, bound: Option<usize>, count: u32, together: 
         let backend = thread::spawn(move || {
             let mut taken = 0;
             while taken < count {
-                while let Some([request]) = back.pop().expect("an honest frontend") {
-                    back.push(&[request + 100]).expect("it was asked");
+                loop {
+                    // Answered when it is taken, or written ahead then.
+                    let answered = match taken % 2 {
+                        0 => back
+                            .pop()
+                            .map(|popped| popped.map(|[request]| back.push(&[request + 100]))),
+                        _ => back
+                            .draft_next(|[request]| [request + 100])
+                            .map(|popped| popped.map(|_| back.push_drafts(1))),
+                    };
+                    let Some(answered) = answered.expect("an honest frontend") else { break };
+                    answered.expect("it was asked");
                     taken += 1;
                 }
                 if back.publish() {
