@@ -34,7 +34,8 @@ const SCRIPTS: &[(&str, &str, Option<u32>)] = &[
 ];
 
 /// The scenarios with hosts and links.
-const NETWORKS: &[&str] = &["bridge", "switch", "equality", "chain-netfront", "sixteen"];
+const NETWORKS: &[&str] =
+    &["bridge", "switch", "equality", "chain-netfront", "sixteen", "frame-cost"];
 
 /// The factor that the test builds into the hypervisor; the scenario `default20` expects it.
 const DEFAULT_TDF: &str = "20";
