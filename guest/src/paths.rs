@@ -9,16 +9,18 @@
 //! is tried is only that nothing happens too soon. The rows are tried on each vCPU in turn, and are
 //! printed at the end, like all readings.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::{self, Write};
+use core::mem::zeroed;
 use core::ops::RangeInclusive;
 use core::sync::atomic::{AtomicI64, Ordering};
 
 use spin::Mutex;
 use tdf_abi::{Tdf, TdfSample};
-use tdf_xen::abi::{RUNSTATE_OFFLINE, RUNSTATE_RUNNABLE, Vcpu};
-use tdf_xen::clock::{TSC_STABLE, TimeInfo};
+use tdf_xen::abi::{RUNSTATE_OFFLINE, RUNSTATE_RUNNABLE, Vcpu, vcpu_time_info};
+use tdf_xen::clock::{TSC_STABLE, TimeArea, TimeInfo};
 use tdf_xen::hypercall::{Hypercall, Xen};
 use tdf_xen::path::PathRow;
 
@@ -212,6 +214,26 @@ impl<'m, X: Hypercall + Cpu> Probes<'m, X> {
             self.row(path, probe, event.is_some().into(), 0..=0);
         }
         Ok(self.machine.xen.stop_singleshot_timer(self.machine.vcpu)?)
+    }
+
+    /// P4: the copy of the time record that Xen writes where the vCPU wants it, and keeps for ever.
+    fn copy(&mut self) -> Result<(), TestError> {
+        let machine = self.machine;
+        // SAFETY: numbers, of which all-zero is a value.
+        let area: *mut vcpu_time_info = Box::leak(Box::new(unsafe { zeroed() }));
+        // SAFETY: leaked, and written by nobody but Xen from now on.
+        let copy = unsafe {
+            machine.xen.register_time_area(machine.vcpu, area)?;
+            TimeArea::new(area)
+        };
+        self.sleep(self.lead())?;
+        let (info, tsc) = machine.tsc();
+        let (copied, _) = copy.read(|| tsc);
+        // Xen may have published a new line between the two.
+        let grid = grid_ns(self.tdf);
+        let off = copied.system_time_at(tsc).saturating_sub(info.system_time_at(tsc));
+        self.row("P4", "as_record", off, -grid..=grid);
+        Ok(())
     }
 
     /// P1, P2, P3, P6, and P17: clocks that are read twice.
@@ -513,6 +535,7 @@ impl<'m, X: Hypercall + Cpu> Probes<'m, X> {
             self.native_tsc()?;
         }
         self.rdmsr();
+        self.copy()?;
         self.cpuid()?;
         self.set_timer_op()?;
         self.singleshot()?;
@@ -666,7 +689,7 @@ mod tests {
         assert_eq!(rows.len(), out.lines().count() - 1);
         let of = |second: bool| rows.iter().filter(|r| r.probe.ends_with("@1") == second).count();
         assert_eq!(of(true), of(false) - 1, "{out}");
-        for n in [2, 3, 6, 8, 9, 10, 11, 12, 13, 16, 17, 20] {
+        for n in [2, 3, 4, 6, 8, 9, 10, 11, 12, 13, 16, 17, 20] {
             assert!(rows.iter().any(|r| r.path == format!("P{n}")), "P{n}: {out}");
         }
     }
@@ -696,6 +719,8 @@ mod tests {
             (false, Fault::StealReal, &["P16 steal"]),
             (false, Fault::EntryOff(1_000_000), &["P16 entry"]),
             (true, Fault::EntryOff(-1_000_000), &["P16 entry"]),
+            (false, Fault::CopyReal, &["P4 as_record"]),
+            (true, Fault::CopyReal, &["P4 as_record"]),
             (true, Fault::RdmsrReal, &["P17 rdmsr_ticks"]),
             (false, Fault::CpuidFrequency, &["P20 khz"]),
             (true, Fault::CpuidFrequency, &["P17 advance", "P20 khz"]),

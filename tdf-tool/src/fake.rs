@@ -373,7 +373,7 @@ impl FakeDomain {
             };
             plain(&[("P13", "unpetted")])
         } else if has("test=paths") {
-            let each = ["P1", "P6", "P8", "P9", "P11", "P12", "P16", "P18", "P20"];
+            let each = ["P1", "P4", "P6", "P8", "P9", "P11", "P12", "P16", "P18", "P20"];
             let on = |vcpu| each.map(|path| (path, format!("any@{vcpu}")));
             on(0).into_iter().chain([("P13", "any".to_owned())]).chain(on(1)).collect()
         } else if has("console=hvc0") {

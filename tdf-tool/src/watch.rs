@@ -19,7 +19,8 @@ pub(crate) const GUEST_CLOCKS: [&str; 5] =
 pub(crate) const LINUX_CLOCKS: [&str; 3] = ["CLOCK_MONOTONIC", "CLOCK_REALTIME", "nanosleep"];
 
 /// The paths that our kernel must have tried, on each vCPU …
-pub(crate) const GUEST_PATHS: [&str; 8] = ["P1", "P6", "P8", "P9", "P11", "P12", "P16", "P20"];
+pub(crate) const GUEST_PATHS: [&str; 9] =
+    ["P1", "P4", "P6", "P8", "P9", "P11", "P12", "P16", "P20"];
 /// … of which a TSC that is emulated has more, and one that is not …
 const EMULATED_PATHS: [&str; 2] = ["P2", "P17"];
 pub(crate) const NATIVE_PATHS: [&str; 1] = ["P18"];

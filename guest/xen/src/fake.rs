@@ -62,6 +62,8 @@ pub enum Fault {
     StealReal,
     /// `get_runstate_info` tells when the vCPU entered its state so many ns too late.
     EntryOff(i64),
+    /// The copy of the time record tells real time.
+    CopyReal,
     /// `rdmsr` of an emulated TSC gives the host's.
     RdmsrReal,
     /// The frequency of the TSC in CPUID is the host's, or the other way round.
@@ -182,6 +184,8 @@ struct State {
     vcpus: [Timers; VCPUS as usize],
     watchdog: Option<i64>,
     calibrations: u32,
+    /// Where each vCPU wants a copy of its time record.
+    copies: [Option<*mut vcpu_time_info>; VCPUS as usize],
 }
 
 /// The fake.
@@ -233,6 +237,7 @@ impl FakeXen {
             vcpus: [timers; VCPUS as usize],
             watchdog: None,
             calibrations: 0,
+            copies: [None; VCPUS as usize],
         };
         let xen = Self { config, state: RefCell::new(state), shared };
         xen.calibrate();
@@ -396,7 +401,7 @@ impl FakeXen {
             _ => {}
         }
         let shared = self.shared_info();
-        // SAFETY: in the page, which lives as long as the fake, on one thread.
+        // SAFETY: in the page, which lives as long as the fake, on one thread; or where the domain wants it.
         unsafe {
             for vcpu in 0..VCPUS as usize {
                 let behind = match fault {
@@ -404,14 +409,22 @@ impl FakeXen {
                     _ => 0,
                 };
                 let system_time = system_time.cast_unsigned().wrapping_sub(behind);
-                let time = &raw mut (*shared).vcpu_info[vcpu].time;
-                let version = AtomicU32::from_ptr(&raw mut (*time).version);
-                version.fetch_add(1, Ordering::Release);
-                ptr::write_volatile(&raw mut (*time).tsc_timestamp, tsc_timestamp);
-                ptr::write_volatile(&raw mut (*time).system_time, system_time);
-                ptr::write_volatile(&raw mut (*time).tsc_to_system_mul, mul);
-                ptr::write_volatile(&raw mut (*time).tsc_shift, shift);
-                version.fetch_add(1, Ordering::Release);
+                let record = (&raw mut (*shared).vcpu_info[vcpu].time, system_time);
+                let copied = if fault == Some(Fault::CopyReal) {
+                    system_time.wrapping_add_signed(real - self.to_virtual(real))
+                } else {
+                    system_time
+                };
+                let copy = self.state.borrow().copies[vcpu].map(|copy| (copy, copied));
+                for (time, system_time) in [record].into_iter().chain(copy) {
+                    let version = AtomicU32::from_ptr(&raw mut (*time).version);
+                    version.fetch_add(1, Ordering::Release);
+                    ptr::write_volatile(&raw mut (*time).tsc_timestamp, tsc_timestamp);
+                    ptr::write_volatile(&raw mut (*time).system_time, system_time);
+                    ptr::write_volatile(&raw mut (*time).tsc_to_system_mul, mul);
+                    ptr::write_volatile(&raw mut (*time).tsc_shift, shift);
+                    version.fetch_add(1, Ordering::Release);
+                }
             }
             let version = AtomicU32::from_ptr(&raw mut (*shared).wc_version);
             version.fetch_add(1, Ordering::Release);
@@ -649,7 +662,17 @@ impl FakeXen {
                 unsafe { ptr::write(ptr::with_exposed_provenance_mut(arg), info) };
             }
             // Nobody reads what would be there.
-            VCPUOP_REGISTER_RUNSTATE_AREA | VCPUOP_REGISTER_TIME_AREA => {}
+            VCPUOP_REGISTER_RUNSTATE_AREA => {}
+            VCPUOP_REGISTER_TIME_AREA => {
+                // SAFETY: the wrapper passes the address of its argument.
+                let arg: RegisterArea = unsafe { ptr::read(ptr::with_exposed_provenance(arg)) };
+                let copy = ptr::with_exposed_provenance_mut(arg.address as usize);
+                let mut state = self.state.borrow_mut();
+                let vcpu = state.vcpu as usize;
+                state.copies[vcpu] = Some(copy);
+                drop(state);
+                self.publish();
+            }
             VCPUOP_TDF_SAMPLE => {
                 if self.config.sample_answer == 0 {
                     let real_ns = self.real_ns();
