@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use switch_model::PortSpec;
 use tdf_abi::Tdf;
 
@@ -63,6 +64,9 @@ const PER_FRAME: &str = "ns/frame";
 const PER_SECOND: &str = "frames/s";
 const SECOND: i64 = 1_000_000_000;
 
+/// How often a tenth of a second of virtual time is waited for a buffer to be full.
+const FILLING_TRIES: u32 = 50;
+
 /// Frames of the flood that tells what one costs but for its frames.
 const SHORT_FLOOD: u32 = 2000;
 /// Frames in a second of virtual time that every machine can send at least.
@@ -86,6 +90,16 @@ fn theory(path: &[Hop], frame: u32) -> Theory {
         waits: path.iter().filter(|hop| hop.transit_ns(frame) > 0).count() as i128,
         loss: kept.map(|kept| 1.0 - kept),
     }
+}
+
+/// Frames that a port has ever marked.
+fn marks_set(counters: &Value) -> Option<i64> {
+    counters["marks"].as_i64()
+}
+
+/// Frames for which a port's buffer had no room.
+fn queue_full(counters: &Value) -> Option<i64> {
+    counters["drops"]["queue_full"].as_i64()
 }
 
 fn narrow(value: i128) -> i64 {
@@ -314,7 +328,7 @@ impl<M: Dom0> Lab<'_, M> {
             self.call(host, &command, 1_000_000_000)?;
         }
         if *ecn {
-            marked = (self.marks(to)?, self.marks_set(&path)?);
+            marked = (self.marks(to)?, self.counted(&path, marks_set)?);
         }
         let (seconds, omit) = (for_virtual.ns() / 1_000_000_000, after.ns() / 1_000_000_000);
         let (how, after_text) = match bytes {
@@ -344,7 +358,7 @@ impl<M: Dom0> Lab<'_, M> {
         }
         if *ecn {
             let seen = self.marks(to)? - marked.0;
-            let set = self.marks_set(&path)? - marked.1;
+            let set = self.counted(&path, marks_set)? - marked.1;
             report.figures.push(Figure::at_least("marks seen", "frames", 1, seen));
             report.figures.push(Figure::judged("marks set", "frames", (seen, seen), set));
         }
@@ -357,14 +371,14 @@ impl<M: Dom0> Lab<'_, M> {
         netstat(&text, "IpExt:", "InCEPkts").ok_or_else(|| format!("{host} counts no marks"))
     }
 
-    /// Frames that the ports of the path have ever marked.
-    fn marks_set(&mut self, path: &[Hop]) -> Result<i64, String> {
+    /// What the counters of the path's ports say, added up.
+    fn counted(&mut self, path: &[Hop], of: fn(&Value) -> Option<i64>) -> Result<i64, String> {
         let mut sum = 0;
         for hop in path {
             let Some((switch, port)) = self.ports[hop.link] else { continue };
             let (_, counters) = self.control().counters(switch).map_err(|e| e.to_string())?;
             let counters = counters.iter().find(|(number, _)| *number == port);
-            sum += counters.and_then(|(_, json)| json["marks"].as_i64()).unwrap_or(0);
+            sum += counters.and_then(|(_, json)| of(json)).unwrap_or(0);
         }
         Ok(sum)
     }
@@ -408,18 +422,32 @@ impl<M: Dom0> Lab<'_, M> {
         self.serve(to)?;
         let address = self.address(to)?;
         let seconds = 2 + i64::from(*count) * 20 / 1000;
+        let dropped = self.counted(&there, queue_full)?;
         let job = self.begin(
             from,
             &format!("iperf3 -c {address} -u -b {bits} -l {payload} -t {seconds} {SILENT} -J"),
         )?;
-        // Until the connection stands and the buffer is full.
-        self.call(from, "usleep 600000", 1_000_000_000)?;
+        // Until the connection stands and the buffer is full: something did not get in.
+        let mut tries = 0;
+        while self.counted(&there, queue_full)? == dropped {
+            tries += 1;
+            if tries > FILLING_TRIES {
+                return Err("the port's buffer was never full".to_owned());
+            }
+            self.call(from, "usleep 100000", 1_000_000_000)?;
+        }
         let pings = self.pings(&ping)?;
         let flow = Flow::parse(&self.end(job, 10_000_000_000 + seconds * 1_000_000_000)?.text())?;
         let rtt = pings.typical_ns().ok_or("no ping came through the full queue")?;
         let offered = narrow(bits.into());
         report.figures.push(Figure::at_least("offered, above the port's", BITS, goodput, offered));
         report.figures.push(Figure::judged("round trip", NANOSECONDS, range, rtt));
+        for (what, rtt) in [
+            ("shortest of them", pings.rtt_ns.iter().min()),
+            ("longest of them", pings.rtt_ns.iter().max()),
+        ] {
+            report.figures.push(Figure::plain(what, NANOSECONDS, rtt.copied().unwrap_or(0)));
+        }
         report.figures.push(Figure::plain("goodput", BITS, flow.goodput as i64));
         Ok(())
     }
