@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The virtual machine that plays the lab's hardware.
 
-use std::ffi::OsString;
 use std::fs;
-use std::io::Read;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -13,6 +13,17 @@ use clap::ValueEnum;
 
 use crate::exec::{Cmd, Step, tail};
 use crate::paths;
+
+/// Names of what is booted, in the machine's folder, in which QEMU runs. QEMU hands a file's path on
+/// to what it boots: a run would depend on the folder in which the project lies, if only by the
+/// instructions that skip the path.
+const XEN: &str = "xen";
+const KERNEL: &str = "kernel";
+const INITRAMFS: &str = "initramfs";
+
+/// Names of what is written, in the same folder.
+const CONSOLE: &str = "console.log";
+const RESULTS: &str = "results.log";
 
 /// How the machine's instructions are carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -75,16 +86,28 @@ pub struct Output {
 }
 
 impl Machine<'_> {
+    /// Gives a file that is booted the name that the machine knows it by.
+    fn link(&self, name: &str, file: &Path) -> Result<()> {
+        let link = self.dir.join(name);
+        let fail = || format!("cannot link {} to {}", paths::shown(&link), paths::shown(file));
+        fs::create_dir_all(&self.dir).with_context(fail)?;
+        match fs::remove_file(&link) {
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(fail),
+            _ => symlink(std::path::absolute(file)?, &link).with_context(fail),
+        }
+    }
+
     fn command(&self) -> Result<Cmd> {
         // QEMU splits its module list at commas; a doubled one stands for itself.
-        let escape = |p: &str| p.replace(',', ",,");
-        let path = |p: &Path| p.to_str().map(escape).context("a path is not UTF-8");
-        let mut modules =
-            OsString::from(format!("{} {}", path(self.kernel)?, escape(self.kernel_args)));
+        let mut modules = format!("{KERNEL} {}", self.kernel_args.replace(',', ",,"));
+        self.link(XEN, self.xen)?;
+        self.link(KERNEL, self.kernel)?;
         if let Some(initramfs) = self.initramfs {
-            modules.push(format!(",{}", path(initramfs)?));
+            self.link(INITRAMFS, initramfs)?;
+            modules.push_str(&format!(",{INITRAMFS}"));
         }
         let mut cmd = Cmd::new("qemu-system-x86_64")
+            .dir(&self.dir)
             .args([
                 "-m",
                 &self.memory_mib.to_string(),
@@ -94,11 +117,7 @@ impl Machine<'_> {
                 "-vga",
                 "none",
             ])
-            .arg("-kernel")
-            .arg(self.xen)
-            .args(["-append", &self.xen_args])
-            .arg("-initrd")
-            .arg(modules);
+            .args(["-kernel", XEN, "-append", &self.xen_args, "-initrd", &modules]);
         // -smap: with it QEMU's iret from ring 3 to ring 3 faults, and a PV Linux dies early.
         // -rdrand, -rdseed: they would let the host's randomness in. -rdtscp: an SVM guest trips over
         // QEMU's intercept of it.
@@ -131,15 +150,13 @@ impl Machine<'_> {
     /// # Errors
     /// QEMU could not be started or failed, or the time ran out; the machine is gone in any case.
     pub fn run(&self, step: &mut Step) -> Result<Output> {
-        fs::create_dir_all(&self.dir)
-            .with_context(|| format!("cannot create {}", self.dir.display()))?;
-        let console_file = self.dir.join("console.log");
-        let results_file = self.dir.join("results.log");
-        let cmd = self
-            .command()?
-            .args(["-display", "none", "-monitor", "none"])
-            .args(["-serial", &format!("file:{}", console_file.display())])
-            .args(["-serial", &format!("file:{}", results_file.display())]);
+        let (console_file, results_file) = (self.dir.join(CONSOLE), self.dir.join(RESULTS));
+        let cmd = self.command()?.args(["-display", "none", "-monitor", "none"]).args([
+            "-serial",
+            &format!("file:{CONSOLE}"),
+            "-serial",
+            &format!("file:{RESULTS}"),
+        ]);
         step.announce(&cmd)?;
         let log = fs::OpenOptions::new().append(true).open(step.log())?;
         let child = cmd
@@ -205,5 +222,39 @@ impl Drop for KillOnDrop {
         // Both fail only when the child is gone already.
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_boots_does_not_know_where_it_lies() {
+        let seen = |folder: &str| {
+            let root = paths::work().join("qemu-test").join(folder);
+            let machine = Machine {
+                xen: &root.join("xen.gz"),
+                xen_args: "a b".to_owned(),
+                kernel: &root.join("vmlinuz"),
+                kernel_args: "c=d,e",
+                initramfs: Some(&root.join("dom0.cpio")),
+                accel: Accel::Deterministic,
+                memory_mib: 64,
+                svm: false,
+                invariant_tsc: false,
+                seed: 1,
+                timeout: Duration::ZERO,
+                dir: root.clone(),
+            };
+            // Twice, as a lab that is run again.
+            machine.command().unwrap();
+            let shown = machine.command().unwrap().shown();
+            let target = fs::read_link(root.join(XEN)).unwrap();
+            (shown.split_once(" && ").unwrap().1.to_owned(), target == root.join("xen.gz"))
+        };
+        let short = seen("a");
+        assert!(short.1);
+        assert_eq!(short, seen("a/much/longer"));
     }
 }
