@@ -390,15 +390,6 @@ impl<M: Dom0> Lab<'_, M> {
         report: &mut CheckReport,
     ) -> Result<(), String> {
         let Overload { from, to, rate, count } = overload;
-        let ping = Ping {
-            from: from.clone(),
-            to: to.clone(),
-            count: *count,
-            size: 56,
-            every: span(20_000_000),
-            within_percent: None,
-        };
-        let machine = self.ideal_rtt(&ping)?;
         let payload = self.mtu(from, to) - UDP_HEADERS;
         let frame = Link::frame(payload + UDP_HEADERS);
         let (there, back) = (self.path(from, to, settings), self.path(to, from, settings));
@@ -410,6 +401,19 @@ impl<M: Dom0> Lab<'_, M> {
         let held = held(spec, frame).ok_or("the port's queue has no bound")?;
         let slot = hop.slot_bytes(frame);
         let drain = |frames: u64| narrow(hop.serialisation_ns(frames * slot).into());
+        // One ping at a time in the buffer, where it would be a short frame in a long one's place. And
+        // never in step with the frames that leave, or all pings would find room, or none: the golden
+        // section of a slot more visits a slot's parts evenly.
+        let every = drain(held.saturating_add(2)).saturating_add(drain(1) / 1000 * 618);
+        let ping = Ping {
+            from: from.clone(),
+            to: to.clone(),
+            count: *count,
+            size: 56,
+            every: span(every),
+            within_percent: None,
+        };
+        let machine = self.ideal_rtt(&ping)?;
         let small = Link::frame(ping.size + PING_HEADERS);
         let exact = theory(&there, small).transit_ns + theory(&back, small).transit_ns;
         let waits = theory(&there, small).waits + theory(&back, small).waits;
@@ -421,7 +425,8 @@ impl<M: Dom0> Lab<'_, M> {
         let bits = rate.parse::<switch_model::Rate>().map_err(|e| e.to_string())?.as_bits();
         self.serve(to)?;
         let address = self.address(to)?;
-        let seconds = 2 + i64::from(*count) * 20 / 1000;
+        // Longer than what comes before the first ping, and all of them.
+        let seconds = 3 + every.saturating_mul((*count).into()) / SECOND;
         let dropped = self.counted(&there, queue_full)?;
         let job = self.begin(
             from,
