@@ -28,6 +28,7 @@ mod plot;
 pub mod port;
 pub mod privcmd;
 pub mod probe;
+pub mod random;
 pub mod report;
 pub mod run;
 pub mod scenario;

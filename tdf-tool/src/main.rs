@@ -22,7 +22,7 @@ use tdf_tool::units::Span;
 use tdf_tool::wanted::Wanted;
 use tdf_tool::xen::{Control, XenError};
 use tdf_tool::{
-    arrivals, capture, create, keep, paths, port, probe, run, scenario, show, spin, storm,
+    arrivals, capture, create, keep, paths, port, probe, random, run, scenario, show, spin, storm,
     together, verify,
 };
 
@@ -156,6 +156,15 @@ enum Verb {
         /// the console; so does test=serve on the kernel's command line
         #[arg(long)]
         serve: bool,
+    },
+    /// Inside a guest of a test: seed its kernel's random numbers with a text
+    ///
+    /// The kernel of a guest that has nothing random gathers it for a second of its own time, which
+    /// is one of a busy processor, as soon as a program asks.
+    #[command(hide = true)]
+    SeedRandom {
+        /// The text, which is taken for random
+        text: String,
     },
     /// Inside a guest: show the gaps between frames that arrive, ns, one in a line
     Arrivals {
@@ -318,6 +327,10 @@ fn execute(verb: Verb) -> Result<bool, Box<dyn Error>> {
             return Ok(outcome.wrong == 0);
         }
         Verb::Probe { serve } => return probe(serve),
+        Verb::SeedRandom { text } => {
+            random::seed(text.as_bytes())
+                .map_err(|e| format!("cannot seed the kernel's random numbers: {e}"))?;
+        }
         Verb::Arrivals { interface, frames, longer } => {
             let gaps = arrivals::gaps(&interface, frames, longer)
                 .map_err(|e| format!("cannot listen on {interface}: {e}"))?;

@@ -450,9 +450,9 @@ mod tests {
         let (_, control) = tried(SCENARIO, |_| {});
         let config = |name: &str| &control.machine.files[&format!("/run/trial/{name}.cfg")];
         assert!(config("native").contains("span_ns=400000000 samples=20 seed=1\""));
-        assert!(
-            config("linux").contains("extra = \"console=hvc0 quiet test=clocks span_ns=1600000000")
-        );
+        assert!(config("linux").contains(
+            "extra = \"console=hvc0 quiet cryptomgr.notests test=clocks span_ns=1600000000"
+        ));
         assert!(config("linux").contains("ramdisk = \"/assets/linux-probe.cgz\""));
     }
 

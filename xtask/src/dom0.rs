@@ -15,8 +15,8 @@ use anyhow::{Context, Result, bail};
 use crate::apt::{Apt, Base};
 use crate::archive::{Archive, Entry};
 use crate::exec::{Cmd, Step};
-use crate::paths;
 use crate::stamp::{Inputs, Stamp};
+use crate::{bzimage, paths};
 
 /// Programs of the toolstack that dom0 runs, from the versioned folder of `xen-utils`.
 const XEN_PROGRAMS: &[&str] = &["xl", "xenstored", "xenconsoled", "xen-init-dom0"];
@@ -62,8 +62,8 @@ const ASSETS: &str = "usr/share/xen-tdf";
 
 /// The parts of a base from which labs are made.
 pub struct Linux {
-    /// Debian's kernel, as packaged.
-    pub vmlinuz: PathBuf,
+    /// Debian's kernel, unpacked.
+    pub vmlinux: PathBuf,
     /// Its version.
     pub version: String,
     /// The archive that every dom0 of this base begins with.
@@ -83,9 +83,15 @@ pub fn linux(base: Base) -> Result<Linux> {
     let root = dir.join("packages");
     let host_root = dir.join("packages-host");
     let archive = dir.join("dom0-base.cpio");
+    let vmlinux = dir.join("vmlinux");
     let stamp = Stamp::new(dir.join("packages.stamp"));
     let inputs = Inputs::new().text(include_str!("dom0.rs")).hash();
-    if !(stamp.is(&inputs) && archive.is_file() && root.is_dir() && host_root.is_dir()) {
+    if !(stamp.is(&inputs)
+        && archive.is_file()
+        && vmlinux.is_file()
+        && root.is_dir()
+        && host_root.is_dir())
+    {
         stamp.clear();
         let mut step = Step::begin(&format!("{base}-dom0"), "dom0 packages")?;
         let apt = Apt::open(base)?;
@@ -101,10 +107,11 @@ pub fn linux(base: Base) -> Result<Linux> {
         let host_files = apt.with_libraries(&mut step, &["iperf3".to_owned()])?;
         unpack(&mut step, &host_files, &host_root)?;
         base_archive(&root)?.write(&archive)?;
+        bzimage::unpack(&mut step, &kernel(&root)?.1, &vmlinux)?;
         stamp.set(&inputs)?;
         step.done(&format!("{} packages unpacked", files.len() + host_files.len()));
     }
-    let (version, vmlinuz) = kernel(&root)?;
+    let (version, _) = kernel(&root)?;
     let shell = ("bin/busybox".to_owned(), Entry::read(&busybox(&root)?)?);
     let mut guest = vec![shell.clone()];
     guest.extend(modules(&root, "modules", &["xen-privcmd", "msr"])?);
@@ -114,7 +121,7 @@ pub fn linux(base: Base) -> Result<Linux> {
     host.add("usr/bin/iperf3", Entry::read(&host_root.join("usr/bin/iperf3"))?);
     let mut host: Vec<_> = host.into_entries().collect();
     host.extend(modules(&root, "modules", &["xen-netfront"])?);
-    Ok(Linux { vmlinuz, version, base: archive, guest, host })
+    Ok(Linux { vmlinux, version, base: archive, guest, host })
 }
 
 /// Unpacks packages into `root`, which holds nothing else afterwards.
@@ -299,7 +306,7 @@ pub fn initramfs(base: Base, linux: &Linux, contents: &Contents<'_>) -> Result<P
     archive.add("init", Entry::program(DOM0_INIT.into()));
     archive.add("usr/bin/tdf", tdf.clone());
     archive.add(format!("{ASSETS}/guest"), Entry::read(contents.guest)?);
-    archive.add(format!("{ASSETS}/vmlinuz"), Entry::read(&linux.vmlinuz)?);
+    archive.add(format!("{ASSETS}/vmlinuz"), Entry::read(&linux.vmlinux)?);
     archive.add(format!("{ASSETS}/linux-probe.cgz"), Entry::read(&probe)?);
     for (name, text) in SCRIPTS.iter().chain([&SCRIPT_COMMON]) {
         archive.add(format!("{ASSETS}/{name}.sh"), Entry::program((*text).into()));

@@ -18,7 +18,9 @@ const NEEDS: &[(Need, &str)] = &[
     (Need::Program("python3"), "python3"),
     (Need::Program("patch"), "patch"),
     (Need::Program("tar"), "tar"),
+    // Kernels and modules are packed with one or the other.
     (Need::Program("xz"), "xz-utils"),
+    (Need::Program("zstd"), "zstd"),
     (Need::Program("objdump"), "binutils"),
     (Need::Program("dpkg-deb"), "dpkg"),
     // apt-get source refuses to work without it, even when it only downloads.

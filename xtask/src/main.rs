@@ -3,6 +3,7 @@
 
 mod apt;
 mod archive;
+mod bzimage;
 mod cost;
 mod dom0;
 mod exec;

@@ -12,6 +12,8 @@ mount -t devtmpfs none /dev
 mount -t tmpfs none /tmp
 stty raw -echo
 for module in /modules/*.ko; do insmod "$module"; done
+# The line names the host and the run's seed: each host gets its own numbers, and the same in each run.
+tdf seed-random "$(cat /proc/cmdline)"
 
 argument() { sed -n "s/.*\\b$1=\\([^ ]*\\).*/\\1/p" /proc/cmdline; }
 
