@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 
 use serde_json::Value;
-use switch_model::{Frame, Loss, Port, PortSpec, Slot, Verdict};
+use switch_model::{Frame, Frames, Loss, Port, PortSpec, Slot, Verdict};
 use tdf_abi::Tdf;
 
 use crate::xen::DomId;
@@ -38,6 +38,19 @@ pub enum NetFault {
     Ticks,
     /// The switch keeps a frame that is over.
     Leaks,
+    /// Buffers hold three frames less than they should.
+    Shallow,
+    /// No port ever lacks room.
+    Roomy,
+}
+
+/// UDP at a constant rate.
+#[derive(Clone, Copy, Debug)]
+struct Flood {
+    /// Bytes of a frame.
+    frame: u32,
+    /// ns of virtual time from frame to frame.
+    every: u64,
 }
 
 /// Time that the machine itself adds to a round trip, ns of real time.
@@ -54,6 +67,10 @@ pub struct FakeNetwork {
     hosts: Vec<(String, String, DomId, u32)>,
     switches: HashMap<String, DomId>,
     marks: u64,
+    /// What one host sends while another measures.
+    flood: Option<Flood>,
+    /// Frames that had no room.
+    dropped: u64,
 }
 
 fn between<'a>(text: &'a str, before: &str, ends: &[char]) -> Option<&'a str> {
@@ -112,8 +129,12 @@ impl FakeNetwork {
             store.insert(format!("{folder}/applied"), version.to_owned());
         }
         if let Some(home) = path.strip_suffix("/query") {
+            if self.flood.is_some() && self.fault != NetFault::Roomy {
+                self.dropped += 1;
+            }
             for (_, _, _, port) in &self.hosts {
-                let counters = format!("{{\"marks\":{}}}", if *port == 1 { self.marks } else { 0 });
+                let (marks, full) = if *port == 1 { (self.marks, self.dropped) } else { (0, 0) };
+                let counters = format!("{{\"marks\":{marks},\"drops\":{{\"queue_full\":{full}}}}}");
                 store.insert(format!("{home}/ports/{port}/counters"), counters);
             }
             let free = if self.fault == NetFault::Leaks { 9 } else { 10 };
@@ -151,7 +172,17 @@ impl FakeNetwork {
                 let to = between(command, "-W 1 ", &[';']).expect("an address");
                 let count = option("-c").and_then(|c| c.parse().ok()).expect("a count");
                 let size: u32 = option("-s").and_then(|s| s.parse().ok()).expect("a size");
-                (self.ping(store, host, to, tdf, count, size), i64::from(count) * 20_000_000)
+                let every: f64 = option("-i").and_then(|i| i.parse().ok()).expect("a time");
+                let every = (every * 1e9) as u64;
+                let text = self.ping(store, host, to, tdf, (count, every), size);
+                (text, i64::from(count) * every as i64)
+            }
+            "iperf3" if words.contains(&"-u") => {
+                let number = |name| option(name).and_then(|n| n.parse::<u64>().ok());
+                let (bytes, bits) = (number("-l").expect("a size"), number("-b").expect("a rate"));
+                let every = bytes * 8 * 1_000_000_000 / bits;
+                self.flood = Some(Flood { frame: bytes as u32 + 42, every });
+                ("{\"end\":{\"sum\":{\"bits_per_second\":1}}}".to_owned(), 2_000_000_000)
             }
             "iperf3" if words.contains(&"-c") => {
                 self.marks += 50;
@@ -183,19 +214,24 @@ impl FakeNetwork {
     }
 
     fn ping(
-        &self,
+        &mut self,
         store: &HashMap<String, String>,
         from: &str,
         to: &str,
         tdf: Tdf,
-        count: u32,
+        (count, every): (u32, u64),
         size: u32,
     ) -> String {
+        let flood = self.flood.take();
         let ([a, b], [c, d]) = (self.path(store, from, to), self.path(store, to, from));
         let hops = [a, b, c, d];
         let configs = hops.map(|mut spec| {
             if self.fault == NetFault::Lossless {
                 spec.loss = Loss::None;
+            }
+            if self.fault == NetFault::Shallow {
+                let less = |frames: Frames| Frames::new(frames.count() - 3);
+                spec.queue_frames = spec.queue_frames.map(less);
             }
             spec.build().expect("it is right")
         });
@@ -208,10 +244,18 @@ impl FakeNetwork {
         };
         let counters = |replies| format!("Icmp: InMsgs InEchoReps\nIcmp: 9 {replies}\n");
         let (mut text, mut answered) = (counters(0) + &format!("PING {to}\n"), 0);
+        let mut flooded = 0;
         for seq in 0..count {
-            let sent = u64::from(seq + 1) * 20_000_000;
+            // After a second of whatever else goes on.
+            let sent = 1_000_000_000 + u64::from(seq) * every;
             let (mut at, mut lost) = (sent, false);
-            for port in &mut ports {
+            for (hop, port) in ports.iter_mut().enumerate() {
+                // It comes to the receiver's port.
+                while let Some(flood) = flood.filter(|_| hop == 1 && flooded <= at) {
+                    while port.pop_due(flooded).is_some() {}
+                    port.offer(flooded, Frame::new(u32::MAX, flood.frame));
+                    flooded += flood.every;
+                }
                 while port.pop_due(at).is_some() {}
                 match port.offer(at, Frame::new(seq, size + 42)) {
                     Verdict::Deliver(fate) => at = fate.deliver_at,

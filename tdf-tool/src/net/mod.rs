@@ -348,6 +348,10 @@ mod tests {
         tcp = { from = "a", to = "b", ecn = true }
         set = [{ link = "b", rate = "10 Mbit/s", framing = "ethernet", mark_above = "9 frames" }]
         [[check]]
+        name = "full"
+        overload = { from = "a", to = "b", rate = "21 Mbit/s" }
+        set = [{ link = "b", rate = "10 Mbit/s", framing = "ethernet", queue = "50 frames" }]
+        [[check]]
         name = "silence"
         idle = { switch = "s", for_virtual = "3 s" }
     "#;
@@ -366,11 +370,20 @@ mod tests {
         let report = tried(SCENARIO, |_| {});
         assert!(report.pass, "{}", report.text());
         let names: Vec<&str> = report.checks.iter().map(|check| check.name.as_str()).collect();
-        assert_eq!(names, ["own", "far", "lossy", "flow", "marks", "silence"]);
+        assert_eq!(names, ["own", "far", "lossy", "flow", "marks", "full", "silence"]);
         assert_eq!((report.checks[0].tdf.as_str(), report.checks[3].tdf.as_str()), ("-", "5"));
         let far = &report.checks[1].figures[0];
         // 1 Mbit/s for 1042 B, and the delays of both ends.
         assert_eq!(far.value, 1042 * 8_000 + 3_000_000 + 7_000 + 1_000_000);
+    }
+
+    #[test]
+    fn a_full_queue_is_as_deep_as_theory_says_whatever_fills_it() {
+        // In step with the port's frames, out of step, little too much and far too much.
+        for rate in ["12 Mbit/s", "17 Mbit/s", "20 Mbit/s", "30 Mbit/s", "33333333 bit/s"] {
+            let report = tried(&SCENARIO.replace("21 Mbit/s", rate), |_| {});
+            assert!(report.pass, "{rate}: {}", report.text());
+        }
     }
 
     #[test]
@@ -385,6 +398,8 @@ mod tests {
             // Two round trips through 20 frames of 1.2304 ms are more than 1 % of a second.
             (NetFault::Lossy, "flow: not yet in order: 51 1/1000 is not at most 10"),
             (NetFault::Unmarked, "marks: marks set: 50 frames is not between"),
+            (NetFault::Shallow, "full: round trip"),
+            (NetFault::Roomy, "full: the port's buffer was never full"),
             (NetFault::Refuses, "the switch refused: I will not"),
             (NetFault::Mute, "s: it does not become a switch"),
             (NetFault::Ticks, "silence: processor time"),
