@@ -64,7 +64,7 @@ struct Demand {
 
 impl Demand {
     /// Xen's own, and dom0's.
-    const BASE_MIB: u32 = 576;
+    const BASE_MIB: u32 = DOM0_MIB + 176;
 
     fn of_own(name: &str) -> Result<Self> {
         if let Some((_, script)) = dom0::SCRIPTS.iter().find(|(script, _)| *script == name) {
