@@ -306,6 +306,7 @@ pub fn initramfs(base: Base, linux: &Linux, contents: &Contents<'_>) -> Result<P
     archive.add("init", Entry::program(DOM0_INIT.into()));
     archive.add("usr/bin/tdf", tdf.clone());
     archive.add(format!("{ASSETS}/guest"), Entry::read(contents.guest)?);
+    // By the name that `tdf run` asks for; libxl takes it unpacked, too.
     archive.add(format!("{ASSETS}/vmlinuz"), Entry::read(&linux.vmlinux)?);
     archive.add(format!("{ASSETS}/linux-probe.cgz"), Entry::read(&probe)?);
     for (name, text) in SCRIPTS.iter().chain([&SCRIPT_COMMON]) {
