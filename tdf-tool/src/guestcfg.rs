@@ -63,7 +63,8 @@ pub(crate) fn configuration(
     // Without its own tests of ciphers that nobody uses here it boots in half the time.
     let linux = "console=hvc0 quiet cryptomgr.notests ";
     // A Linux that reads time by a native TSC, which it may choose, is wrong after a change.
-    let changing = "console=hvc0 quiet cryptomgr.notests clocksource=xen ";
+    let changing = format!("{linux}clocksource=xen ");
+    let changing = changing.as_str();
     let (kernel, ramdisk, memory, extra) = match (&domain.kind, domain.test) {
         (Kind::Guest, Test::Net) => ("guest", None, SWITCH_MEMORY_MIB, "role=switch "),
         (Kind::Guest, _) => ("guest", None, GUEST_MEMORY_MIB, ""),

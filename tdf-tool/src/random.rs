@@ -27,9 +27,12 @@ const ADD_ENTROPY: libc::c_ulong = 0x4008_5203;
 /// Seeds the kernel's random numbers with `seed` (its first 4096 bytes), which is taken for good.
 ///
 /// # Errors
-/// The system's: who is not root is refused.
+/// The seed is empty, or the system's: who is not root is refused.
 pub fn seed(seed: &[u8]) -> io::Result<()> {
     let seed = &seed[..seed.len().min(MOST)];
+    if seed.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "an empty seed"));
+    }
     let mut info =
         PoolInfo { bits: ENOUGH_BITS, bytes: seed.len() as libc::c_int, seed: [0; MOST] };
     info.seed[..seed.len()].copy_from_slice(seed);

@@ -25,7 +25,7 @@ const ELF: &[u8] = b"\x7fELF";
 ///
 /// # Errors
 /// It is no bzImage, it is compressed in a way that is not known here, or a file cannot be read or
-/// written; then `vmlinux` is not there.
+/// written; then `vmlinux` is as it was, and nothing lies beside it.
 pub fn unpack(step: &mut Step, bzimage: &Path, vmlinux: &Path) -> Result<()> {
     let image = fs::read(bzimage).with_context(|| format!("cannot read {}", bzimage.display()))?;
     let payload =
@@ -37,13 +37,20 @@ pub fn unpack(step: &mut Step, bzimage: &Path, vmlinux: &Path) -> Result<()> {
     };
     let packed = vmlinux.with_extension(suffix);
     let unpacked = vmlinux.with_extension("part");
-    fs::write(&packed, payload).with_context(|| format!("cannot write {}", packed.display()))?;
-    step.run(&Cmd::new(program).args(["-d", "-k", "-f"]).arg(&packed))?;
-    fs::remove_file(&packed)?;
-    let mut magic = [0; 4];
-    File::open(&unpacked)?.read_exact(&mut magic)?;
-    ensure!(magic == ELF, "what {} holds is no ELF file", bzimage.display());
-    fs::rename(&unpacked, vmlinux).with_context(|| format!("cannot write {}", vmlinux.display()))
+    let mut try_to = || -> Result<()> {
+        fs::write(&packed, payload)?;
+        step.run(&Cmd::new(program).args(["-d", "-k", "-f"]).arg(&packed))?;
+        let mut magic = [0; ELF.len()];
+        File::open(&unpacked)?.read_exact(&mut magic)?;
+        ensure!(magic == ELF, "it is no ELF file");
+        Ok(fs::rename(&unpacked, vmlinux)?)
+    };
+    let result = try_to();
+    for part in [packed, unpacked] {
+        // It may never have come to be, or have its name by now.
+        let _ = fs::remove_file(part);
+    }
+    result.with_context(|| format!("cannot unpack what {} holds", bzimage.display()))
 }
 
 /// The compressed kernel, without the word behind it that gives its size.

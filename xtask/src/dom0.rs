@@ -85,7 +85,8 @@ pub fn linux(base: Base) -> Result<Linux> {
     let archive = dir.join("dom0-base.cpio");
     let vmlinux = dir.join("vmlinux");
     let stamp = Stamp::new(dir.join("packages.stamp"));
-    let inputs = Inputs::new().text(include_str!("dom0.rs")).hash();
+    let inputs =
+        Inputs::new().text(include_str!("dom0.rs")).text(include_str!("bzimage.rs")).hash();
     if !(stamp.is(&inputs)
         && archive.is_file()
         && vmlinux.is_file()

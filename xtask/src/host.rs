@@ -18,7 +18,7 @@ const NEEDS: &[(Need, &str)] = &[
     (Need::Program("python3"), "python3"),
     (Need::Program("patch"), "patch"),
     (Need::Program("tar"), "tar"),
-    // Kernels and modules are packed with one or the other.
+    // Kernels are packed with one or the other, modules with the first.
     (Need::Program("xz"), "xz-utils"),
     (Need::Program("zstd"), "zstd"),
     (Need::Program("objdump"), "binutils"),

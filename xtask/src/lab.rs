@@ -40,7 +40,8 @@ const TSC_ARGS: &str = "clocksource=tsc tsc=stable:socket ";
 /// The command line of dom0's kernel. Its tests of its own ciphers take a fifth of its boot.
 const DOM0_ARGS: &str = "console=hvc0 quiet panic=-1 cryptomgr.notests";
 
-/// MiB of dom0's memory, and of that of a dom0 which keeps saved domains in it.
+/// MiB of dom0's memory, half of which holds its files, an unpacked kernel of 66 MB among them; and of
+/// that of a dom0 which keeps saved domains in it.
 const DOM0_MIB: u32 = 560;
 const DOM0_LARGE_MIB: u32 = 960;
 
@@ -329,7 +330,8 @@ pub fn interact(options: &Options) -> Result<()> {
     result
 }
 
-/// Xen's whole command line, with so many MiB for dom0.
+/// Xen's whole command line, with so many MiB for dom0, and no more later: a dom0 that could grow makes
+/// ready for all of the machine's memory. Who gives another `dom0_mem` gives its `max:`, too.
 fn xen_args(options: &Options, dom0_mib: u32) -> String {
     format!("{XEN_ARGS} dom0_mem={dom0_mib}M,max:{dom0_mib}M {}", options.xen_args)
 }

@@ -20,7 +20,7 @@ type = "pv"
 kernel = "$assets/vmlinuz"
 ramdisk = "$assets/linux-host.cgz"
 memory = $3
-extra = "console=hvc0 quiet cryptomgr.notests clocksource=xen ipv6.disable=1 net.address=10.0.0.$2/24"
+extra = "console=hvc0 quiet cryptomgr.notests clocksource=xen ipv6.disable=1 net.address=10.0.0.$2/24 seed=$TDF_SEED"
 vif = [ "mac=00:16:3e:00:00:0$2,backend=switch0" ]
 tdf = "2"
 on_reboot = "destroy"

@@ -24,7 +24,7 @@ type = "pv"
 kernel = "$assets/vmlinuz"
 ramdisk = "$assets/linux-host.cgz"
 memory = 160
-extra = "console=hvc0 quiet cryptomgr.notests clocksource=xen ipv6.disable=1 net.address=10.0.0.1/24"
+extra = "console=hvc0 quiet cryptomgr.notests clocksource=xen ipv6.disable=1 net.address=10.0.0.1/24 seed=$TDF_SEED"
 vif = [ "mac=00:16:3e:00:00:01,backend=switch0" ]
 tdf = "10"
 on_reboot = "destroy"

@@ -71,7 +71,7 @@ pub struct Machine<'a> {
     pub seed: u64,
     /// Longest time that the run may take.
     pub timeout: Duration,
-    /// Folder for the two serial ports' files.
+    /// Folder in which QEMU runs: links to what it boots, and the two serial ports' files.
     pub dir: PathBuf,
 }
 
@@ -93,7 +93,10 @@ impl Machine<'_> {
         fs::create_dir_all(&self.dir).with_context(fail)?;
         match fs::remove_file(&link) {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error).with_context(fail),
-            _ => symlink(std::path::absolute(file)?, &link).with_context(fail),
+            _ => {
+                let file = std::path::absolute(file).with_context(fail)?;
+                symlink(file, &link).with_context(fail)
+            }
         }
     }
 

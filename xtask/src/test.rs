@@ -165,7 +165,9 @@ impl Tests {
                 passes(&outcome)
             });
         }
-        for scenario in NETWORKS {
+        // The goal of three times is set for the dom0 of Debian 12; see docs/switch.md.
+        let goals = |scenario: &&&str| **scenario != "frame-cost" || self.base == Base::Debian12;
+        for scenario in NETWORKS.iter().filter(goals) {
             tally.case(&format!("lab: {scenario}"), || {
                 let outcome = lab::run(&self.options(scenario))?;
                 print!("{}", outcome.table);
@@ -180,8 +182,16 @@ impl Tests {
         // A given Xen is of one version, which may not be the other base's.
         let others = Base::value_variants().iter().filter(|&&b| b != self.base);
         for &base in others.filter(|_| self.source.is_none()) {
-            tally.case(&format!("lab: clocks on {base}"), || {
-                passes(&lab::run(&lab::Options::new(base))?)
+            // With a factor from the command line, too, which need not be tried on both.
+            tally.case(&format!("lab: clocks on {base}, with --tdf"), || {
+                let tdf: Tdf = "2.5".parse()?;
+                let options = lab::Options { tdf: Some(tdf), ..lab::Options::new(base) };
+                let outcome = lab::run(&options)?;
+                passes(&outcome)?;
+                for domain in outcome.document["domains"].as_array().into_iter().flatten() {
+                    ensure!(domain["tdf"] == tdf.to_string(), "{} is not at {tdf}", domain["name"]);
+                }
+                Ok(())
             });
         }
         tally.case("lab: a default built into Xen dilates plain xl domains", || {

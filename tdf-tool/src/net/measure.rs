@@ -64,8 +64,10 @@ const PER_FRAME: &str = "ns/frame";
 const PER_SECOND: &str = "frames/s";
 const SECOND: i64 = 1_000_000_000;
 
+/// Least time from ping to ping, ns of virtual time, that every machine can answer one in.
+const PING_INTERVAL_NS: i64 = 20_000_000;
 /// How often a tenth of a second of virtual time is waited for a buffer to be full.
-const FILLING_TRIES: u32 = 50;
+const FILLING_TRIES: u32 = 20;
 
 /// Frames of the flood that tells what one costs but for its frames.
 const SHORT_FLOOD: u32 = 2000;
@@ -153,7 +155,7 @@ impl<M: Dom0> Lab<'_, M> {
         let counters = Pings::COUNTERS;
         let command =
             format!("{counters}; ping -c {count} -i {seconds} -s {size} -W 1 {to}; {counters}");
-        let span = every * i64::from(*count) + 2_000_000_000;
+        let span = every.saturating_mul((*count).into()).saturating_add(2 * SECOND);
         Pings::parse(&self.call(from, &command, span)?.text())
     }
 
@@ -404,7 +406,9 @@ impl<M: Dom0> Lab<'_, M> {
         // One ping at a time in the buffer, where it would be a short frame in a long one's place. And
         // never in step with the frames that leave, or all pings would find room, or none: the golden
         // section of a slot more visits a slot's parts evenly.
-        let every = drain(held.saturating_add(2)).saturating_add(drain(1) / 1000 * 618);
+        let least = PING_INTERVAL_NS / drain(1).max(1);
+        let frames = held.saturating_add(2).max(least.unsigned_abs());
+        let every = drain(frames).saturating_add(drain(1).saturating_mul(618) / 1000);
         let ping = Ping {
             from: from.clone(),
             to: to.clone(),
@@ -425,8 +429,9 @@ impl<M: Dom0> Lab<'_, M> {
         let bits = rate.parse::<switch_model::Rate>().map_err(|e| e.to_string())?.as_bits();
         self.serve(to)?;
         let address = self.address(to)?;
-        // Longer than what comes before the first ping, and all of them.
-        let seconds = 3 + every.saturating_mul((*count).into()) / SECOND;
+        // Longer than the connection takes to stand, the buffer to fill, and all pings.
+        let pings = every.saturating_mul((*count).into()) / SECOND;
+        let seconds = 2 + i64::from(FILLING_TRIES) / 10 + pings;
         let dropped = self.counted(&there, queue_full)?;
         let job = self.begin(
             from,

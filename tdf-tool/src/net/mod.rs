@@ -379,7 +379,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_is_as_deep_as_theory_says_whatever_fills_it() {
-        // In step with the port's frames, out of step, little too much and far too much.
+        // Little too much, and far too much.
         for rate in ["12 Mbit/s", "17 Mbit/s", "20 Mbit/s", "30 Mbit/s", "33333333 bit/s"] {
             let report = tried(&SCENARIO.replace("21 Mbit/s", rate), |_| {});
             assert!(report.pass, "{rate}: {}", report.text());
