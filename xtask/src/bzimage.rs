@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! A packaged kernel without its compression. Whoever boots it would unpack it first (Xen for dom0,
-//! and libxl for each domain), which takes longer on an emulated processor than all the rest of a boot.
+//! and libxl for each domain), which takes as long on an emulated processor as all the rest of a boot.
 
 use std::fs::{self, File};
 use std::io::Read;

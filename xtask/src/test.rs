@@ -188,7 +188,8 @@ impl Tests {
                 let options = lab::Options { tdf: Some(tdf), ..lab::Options::new(base) };
                 let outcome = lab::run(&options)?;
                 passes(&outcome)?;
-                for domain in outcome.document["domains"].as_array().into_iter().flatten() {
+                let domains = outcome.document["domains"].as_array();
+                for domain in domains.context("the document has no domains")? {
                     ensure!(domain["tdf"] == tdf.to_string(), "{} is not at {tdf}", domain["name"]);
                 }
                 Ok(())
